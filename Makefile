@@ -1,0 +1,74 @@
+# One command each. The first use of any of them sets up what it needs in .venv.
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+FUZZ_SECONDS ?= 60
+
+VENV := .venv
+BIN := $(VENV)/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+SOURCES := $(shell git ls-files '*.h' '*.cpp')
+
+.PHONY: help demo test test-cpp test-python fuzz lint format bench setup clean
+
+help:
+	@echo "make demo     watch a toy pair decode the same text plainly and with a parallel draft"
+	@echo "make test     everything: lint, C++ tests under sanitizers, fuzzers, Python tests"
+	@echo "make bench    the cost of the decoding loop and of choosing tokens"
+	@echo "make fuzz     the fuzzers alone, FUZZ_SECONDS=$(FUZZ_SECONDS) each"
+	@echo "make format   formats all sources"
+
+demo: $(VENV)/installed
+	$(BIN)/python examples/ngram_pair.py
+
+test: lint test-cpp fuzz test-python
+
+test-cpp: setup
+	@for preset in dev asan tsan; do \
+	  cmake --preset $$preset >/dev/null && cmake --build --preset $$preset && ctest --preset $$preset || exit 1; \
+	done
+
+test-python: $(VENV)/installed
+	$(BIN)/python -m pytest
+
+fuzz: setup
+	@if clang=$$(tools/find_clang.sh); then \
+	  PARD_CLANG=$$clang cmake --preset fuzz >/dev/null && cmake --build --preset fuzz && \
+	  tests/fuzz/run.sh build/fuzz/tests/fuzz $(FUZZ_SECONDS); \
+	else \
+	  echo "FUZZERS LEFT OUT: no clang++ with libFuzzer; their harnesses still ran on random scripts in pard_tests"; \
+	fi
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check python tests examples
+	$(BIN)/ruff format --check python tests examples
+	$(BIN)/mypy
+	$(BIN)/python -m mypy.stubtest pard_rt._core --allowlist tests/stubtest_allowlist.txt
+	$(BIN)/clang-format --dry-run --Werror $(SOURCES)
+
+format: $(VENV)/tools
+	$(BIN)/ruff check --fix python tests examples
+	$(BIN)/ruff format python tests examples
+	$(BIN)/clang-format -i $(SOURCES)
+
+bench: setup
+	cmake --preset release >/dev/null && cmake --build --preset release
+	build/release/benchmarks/round_bench
+	build/release/benchmarks/choose_bench
+
+setup: $(VENV)/tools
+	@tools/system_packages.sh
+
+# torch first and pinned: a plain requirement may pull another build, gigabytes of it.
+$(VENV)/tools: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet $(TORCH) cmake ninja
+	touch $@
+
+$(VENV)/installed: $(VENV)/tools $(shell git ls-files src csrc python cmake CMakeLists.txt)
+	$(BIN)/pip install --quiet ".[test,lint]"
+	touch $@
+
+clean:
+	rm -rf build $(VENV)

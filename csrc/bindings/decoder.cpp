@@ -1,0 +1,134 @@
+#include "pard/decoder.h"
+
+#include <pybind11/stl.h>
+
+#include <limits>
+#include <string>
+#include <utility>
+
+#include "bindings.h"
+#include "pard/composed_executor.h"
+#include "pard/error.h"
+
+namespace pard::python {
+
+namespace {
+
+// What a Python observer is handed. The row is borrowed for the call, so it is taken away
+// afterwards.
+struct Event {
+  Token token;
+  std::int64_t position;
+  bool from_draft;
+  std::optional<LogitsRow> row;
+
+  double log_probability(std::optional<Token> other) const {
+    if (!row || row->data == nullptr) {
+      throw InvalidArgument({"The row of this token is gone", "a call from inside the observer",
+                             "a later one", "Read log-probabilities before the observer returns."});
+    }
+    return pard::log_probability(*row, other.value_or(token));
+  }
+};
+
+// The core may drop an observer while it runs without the GIL.
+std::shared_ptr<py::function> share(py::function function) {
+  return {new py::function(std::move(function)), [](py::function* held) {
+            const py::gil_scoped_acquire gil;
+            delete held;
+          }};
+}
+
+TokenObserver observer_of(py::function function) {
+  return [function = share(std::move(function))](const TokenEvent& event) {
+    const py::gil_scoped_acquire gil;
+    const auto seen = std::make_shared<Event>(
+        Event{event.token, event.sequence.length() - 1, event.from_draft, event.row});
+    py::object go_on;
+    try {
+      go_on = (*function)(seen);
+    } catch (...) {
+      seen->row.reset();
+      throw;
+    }
+    seen->row.reset();
+    return go_on.is_none() || py::bool_(go_on);
+  };
+}
+
+std::vector<Token> token_ids(const char* what, const std::vector<std::int64_t>& ids) {
+  std::vector<Token> tokens;
+  tokens.reserve(ids.size());
+  for (std::size_t i = 0; i < ids.size(); ++i) {
+    if (!std::in_range<Token>(ids[i])) {
+      throw InvalidArgument({std::string(what) + "[" + std::to_string(i) + "] is no token id",
+                             "at most " + std::to_string(std::numeric_limits<Token>::max()),
+                             std::to_string(ids[i]), "Encode with the target's own tokenizer."});
+    }
+    tokens.push_back(static_cast<Token>(ids[i]));
+  }
+  return tokens;
+}
+
+std::unique_ptr<Decoder> make_decoder(std::shared_ptr<Model> target,
+                                      std::shared_ptr<Drafter> drafter,
+                                      std::optional<int> num_speculative_tokens,
+                                      std::int64_t max_batch_size, std::int64_t prefill_chunk) {
+  const auto batch = static_cast<std::size_t>(std::max<std::int64_t>(max_batch_size, 0));
+  return std::make_unique<Decoder>(
+      std::make_unique<ComposedExecutor>(std::move(target), std::move(drafter), prefill_chunk),
+      DecoderOptions{num_speculative_tokens, batch});
+}
+
+std::shared_ptr<Sequence> add(Decoder& decoder, const std::vector<std::int64_t>& prompt,
+                              std::int64_t max_new_tokens, const SamplingParams& sampling,
+                              const std::vector<std::int64_t>& eos_token_ids,
+                              const std::vector<std::int64_t>& stop_token_ids,
+                              std::optional<py::function> observer) {
+  GenerationParams params{sampling, max_new_tokens, token_ids("eos_token_ids", eos_token_ids),
+                          token_ids("stop_token_ids", stop_token_ids)};
+  return decoder.add(token_ids("prompt", prompt), std::move(params),
+                     observer ? observer_of(std::move(*observer)) : TokenObserver{});
+}
+
+// Decoder::run, heeding Ctrl-C between rounds.
+void run(Decoder& decoder) {
+  bool more = true;
+  while (more) {
+    {
+      const py::gil_scoped_release release;
+      more = decoder.step();
+    }
+    if (PyErr_CheckSignals() != 0) throw py::error_already_set();
+  }
+}
+
+}  // namespace
+
+void register_decoder(py::module_& module) {
+  py::class_<Event, std::shared_ptr<Event>>(module, "TokenEvent")
+      .def_readonly("token", &Event::token)
+      .def_readonly("position", &Event::position)
+      .def_readonly("from_draft", &Event::from_draft)
+      .def("log_probability", &Event::log_probability, py::arg("token") = py::none());
+
+  py::class_<Decoder>(module, "Decoder")
+      .def(py::init(&make_decoder), py::arg("target"), py::arg("drafter") = py::none(),
+           py::kw_only(), py::arg("num_speculative_tokens") = py::none(),
+           py::arg("max_batch_size") = 16, py::arg("prefill_chunk") = 512)
+      .def("add", &add, py::arg("prompt"), py::kw_only(), py::arg("max_new_tokens") = 128,
+           py::arg("sampling") = SamplingParams{},
+           py::arg("eos_token_ids") = std::vector<std::int64_t>{},
+           py::arg("stop_token_ids") = std::vector<std::int64_t>{},
+           py::arg("observer") = py::none())
+      .def("step", &Decoder::step, py::call_guard<py::gil_scoped_release>())
+      .def("run", &run)
+      .def_property("num_speculative_tokens", &Decoder::num_speculative_tokens,
+                    &Decoder::set_num_speculative_tokens)
+      .def_property_readonly("num_active", &Decoder::num_active)
+      .def_property_readonly("num_waiting", &Decoder::num_waiting)
+      .def_property_readonly("counts", [](const Decoder& self) { return self.counts(); })
+      .def_property_readonly("times", &Decoder::times);
+}
+
+}  // namespace pard::python

@@ -1,0 +1,59 @@
+"""pard-rt: lossless parallel-draft speculative decoding."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+
+from pard_rt._core import (
+    AutoregressiveDrafter,
+    Decoder,
+    Drafter,
+    ForwardItem,
+    Model,
+    ModelInfo,
+    ParallelDrafter,
+    RoundCounts,
+    RoundTimes,
+    SamplingParams,
+    Sequence,
+    TokenEvent,
+    choose,
+    log_probability,
+    verify,
+)
+from pard_rt.errors import (
+    Error,
+    FolderError,
+    IncompatibleModelsError,
+    InvalidArgumentError,
+    LogitsError,
+    ModelError,
+    RuntimeMissingError,
+)
+
+__version__ = version("pard-rt")
+
+__all__ = [
+    "AutoregressiveDrafter",
+    "Decoder",
+    "Drafter",
+    "Error",
+    "FolderError",
+    "ForwardItem",
+    "IncompatibleModelsError",
+    "InvalidArgumentError",
+    "LogitsError",
+    "Model",
+    "ModelError",
+    "ModelInfo",
+    "ParallelDrafter",
+    "RoundCounts",
+    "RoundTimes",
+    "RuntimeMissingError",
+    "SamplingParams",
+    "Sequence",
+    "TokenEvent",
+    "choose",
+    "log_probability",
+    "verify",
+]

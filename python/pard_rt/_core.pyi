@@ -1,0 +1,405 @@
+"""The decoding core of pard-rt."""
+
+from collections.abc import Callable, Sequence as ListLike
+from typing import Any, Protocol, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+class _DLPack(Protocol):
+    def __dlpack__(self) -> Any: ...
+
+@final
+class SamplingParams:
+    """How a token is chosen from a row of logits.
+
+    Filters act on the tempered distribution in the order ``top_k``, ``top_p``, ``min_p``; all
+    three cut one ranking (logit descending, then id ascending).
+
+    Parameters
+    ----------
+    temperature : float
+        0 is plain argmax (filters and noise are off); otherwise at least 1e-4.
+    top_k : int
+        Keep the k likeliest tokens; 0 keeps all.
+    top_p : float
+        Keep the shortest prefix of the ranking that holds this much probability, in (0, 1].
+    min_p : float
+        Drop tokens less likely than this share of the likeliest, in [0, 1].
+    seed : int
+        With a token's position, the key of its noise: the same seed gives the same text, whatever
+        the draft, the number of proposals or the batch.
+
+    Raises
+    ------
+    InvalidArgumentError
+        A parameter is out of its range.
+    """
+
+    def __init__(
+        self,
+        *,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        seed: int = 0,
+    ) -> None: ...
+    @property
+    def temperature(self) -> float: ...
+    @property
+    def top_k(self) -> int: ...
+    @property
+    def top_p(self) -> float: ...
+    @property
+    def min_p(self) -> float: ...
+    @property
+    def seed(self) -> int: ...
+
+def choose(row: _DLPack, params: SamplingParams, position: int) -> int:
+    """Return the token the target emits at `position` when its model says `row`.
+
+    Parameters
+    ----------
+    row : tensor, shape [vocabulary] or [1, vocabulary]
+        Logits on the CPU: float32, float16 or bfloat16, anything that speaks DLPack.
+    params : SamplingParams
+        Temperature, filters and seed.
+    position : int
+        Where the token will stand in its sequence; the prompt's first token is at 0.
+
+    Returns
+    -------
+    int
+        ``argmax((row - max(row)) / temperature + gumbel(seed, position, token))`` over the kept
+        tokens, the lowest id on ties; the plain argmax at temperature 0.
+
+    Raises
+    ------
+    LogitsError
+        The row holds NaN or +inf, or nothing but -inf.
+    ModelError
+        The row is on a GPU, or of another type or shape.
+    """
+
+def log_probability(row: _DLPack, token: int) -> float:
+    """Return ``log softmax(row)[token]`` in nats, of the row as it is.
+
+    Raises
+    ------
+    InvalidArgumentError
+        The row has no such token.
+    """
+
+def verify(proposals: ListLike[int], choices: ListLike[int]) -> tuple[int, int]:
+    """Compare K proposals with the K + 1 tokens the target chooses.
+
+    Returns
+    -------
+    num_accepted : int
+        Leading proposals that equal the target's choices, 0..K.
+    next_token : int
+        What follows them: the correction, or the bonus token after K accepted ones.
+    """
+
+@final
+class ModelInfo:
+    """What a model is, as far as decoding needs to know.
+
+    Parameters
+    ----------
+    name : str
+        For messages.
+    vocab_size : int
+        Width of a logits row; ids 0..vocab_size-1 can be fed.
+    max_length : int
+        Positions one sequence may have.
+    num_tokens : int, optional
+        Ids the tokenizer knows; rows behind them are padding. All of them by default.
+    vocabulary_id : str
+        Equal exactly where two tokenizers map ids to the same text; empty where unknown.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        vocab_size: int,
+        max_length: int,
+        num_tokens: int | None = None,
+        vocabulary_id: str = "",
+    ) -> None: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def max_length(self) -> int: ...
+    @property
+    def num_tokens(self) -> int | None: ...
+    @property
+    def vocabulary_id(self) -> str: ...
+
+@final
+class ForwardItem:
+    """One sequence's share of a forward."""
+
+    def __init__(
+        self, *, sequence: int, past_length: int, tokens: ListLike[int], num_rows: int
+    ) -> None: ...
+    @property
+    def sequence(self) -> int:
+        """The sequence's id, the key of its KV cache."""
+
+    @property
+    def past_length(self) -> int:
+        """Cached rows that are good; rows at and behind it are void and will be rewritten."""
+
+    @property
+    def tokens(self) -> NDArray[np.int32]:
+        """Token ids to run, shape [new rows], at positions ``past_length`` and on."""
+
+    @property
+    def num_rows(self) -> int:
+        """Logits wanted for the last `num_rows` tokens; 0: only the cache is filled."""
+
+class Model:
+    """A causal language model with a KV cache per sequence. Subclass it to plug one in."""
+
+    def __init__(self) -> None: ...
+    def info(self) -> ModelInfo:
+        """Describe the model."""
+
+    def forward(self, batch: list[ForwardItem]) -> _DLPack | None:
+        """Run `batch` (no sequence twice) and return the rows asked for.
+
+        Returns
+        -------
+        tensor, shape [sum of num_rows, vocab_size]
+            Item after item, float32, float16 or bfloat16; it must not change until the next call.
+            None where no row was asked for.
+        """
+
+    def release(self, sequence: int) -> None:
+        """Free what is kept for a sequence; unknown ids are ignored."""
+
+class Drafter:
+    """Makes proposals: ``ParallelDrafter`` or ``AutoregressiveDrafter``."""
+
+@final
+class ParallelDrafter(Drafter):
+    """PARD: all K proposals in one forward, through K - 1 mask tokens (arXiv 2504.18583).
+
+    Parameters
+    ----------
+    draft : Model
+        A model trained to predict through mask tokens.
+    mask_token_id : int
+        The mask token it was trained with.
+    prefill_chunk : int
+        Tokens of a prompt the draft takes in one forward.
+
+    Raises
+    ------
+    IncompatibleModelsError
+        The mask token is outside the draft's embedding.
+    """
+
+    def __init__(self, draft: Model, mask_token_id: int, *, prefill_chunk: int = 512) -> None: ...
+
+@final
+class AutoregressiveDrafter(Drafter):
+    """Classic speculative decoding: K forwards of a draft, each fed the proposal before it."""
+
+    def __init__(self, draft: Model, *, prefill_chunk: int = 512) -> None: ...
+
+@final
+class RoundCounts:
+    """What rounds proposed and what came of it."""
+
+    @property
+    def rounds(self) -> int:
+        """Target forwards that yielded tokens; a prefill chunk yields none."""
+
+    @property
+    def committed(self) -> int:
+        """Tokens published, corrections and bonus tokens included."""
+
+    @property
+    def drafted(self) -> int:
+        """Proposals verified."""
+
+    @property
+    def accepted(self) -> int:
+        """Proposals that held."""
+
+    @property
+    def drafted_at(self) -> list[int]:
+        """[i]: rounds that verified at least i + 1 proposals."""
+
+    @property
+    def accepted_at(self) -> list[int]:
+        """[i]: rounds in which the first i + 1 proposals held."""
+
+    @property
+    def mean_tokens_per_round(self) -> float:
+        """``committed / rounds``; 0 before the first round."""
+
+@final
+class RoundTimes:
+    """Where the time of rounds went, in seconds."""
+
+    @property
+    def draft(self) -> float:
+        """Drafting, choosing proposals included."""
+
+    @property
+    def target(self) -> float:
+        """The target's forwards and choosing from their rows."""
+
+    @property
+    def wall(self) -> float:
+        """The whole of ``Decoder.step``."""
+
+@final
+class Sequence:
+    """The tokens of one request."""
+
+    @property
+    def id(self) -> int: ...
+    @property
+    def tokens(self) -> NDArray[np.int32]:
+        """All committed tokens, prompt first (a copy)."""
+
+    @property
+    def generated(self) -> NDArray[np.int32]:
+        """The tokens committed after the prompt (a copy)."""
+
+    @property
+    def finished(self) -> bool: ...
+    @property
+    def finish_reason(self) -> str | None:
+        """'eos', 'stop', 'length' or 'cancelled'; None while it goes on."""
+
+    @property
+    def counts(self) -> RoundCounts: ...
+    def cancel(self) -> None:
+        """End the sequence before its next round; may be called from any thread."""
+
+@final
+class TokenEvent:
+    """A token that has just been committed."""
+
+    @property
+    def token(self) -> int: ...
+    @property
+    def position(self) -> int:
+        """Its place in the sequence; the prompt's first token is at 0."""
+
+    @property
+    def from_draft(self) -> bool:
+        """Whether it was an accepted proposal, not a correction or bonus token."""
+
+    def log_probability(self, token: int | None = None) -> float:
+        """Return the log-probability of `token` (by default the committed one), in nats.
+
+        Raises
+        ------
+        InvalidArgumentError
+            The observer has returned: the row is gone.
+        """
+
+@final
+class Decoder:
+    """Decodes sequences together, round by round; they join and leave between rounds.
+
+    Parameters
+    ----------
+    target : Model
+        The model whose text comes out.
+    drafter : Drafter, optional
+        What proposes tokens; without one, decoding is plain.
+    num_speculative_tokens : int, optional
+        Proposals per round (K), 0..64; 8 with a drafter and 0 without by default.
+    max_batch_size : int
+        Sequences decoded at a time; others wait.
+    prefill_chunk : int
+        Tokens of a prompt the target takes per round.
+
+    Raises
+    ------
+    IncompatibleModelsError
+        Draft and target have other vocabularies.
+    InvalidArgumentError
+        An option is out of range, or one Model is both target and draft.
+    """
+
+    def __init__(
+        self,
+        target: Model,
+        drafter: Drafter | None = None,
+        *,
+        num_speculative_tokens: int | None = None,
+        max_batch_size: int = 16,
+        prefill_chunk: int = 512,
+    ) -> None: ...
+    def add(
+        self,
+        prompt: ListLike[int] | NDArray[np.integer[Any]],
+        *,
+        max_new_tokens: int = 128,
+        sampling: SamplingParams = ...,
+        eos_token_ids: ListLike[int] = ...,
+        stop_token_ids: ListLike[int] = ...,
+        observer: Callable[[TokenEvent], bool | None] | None = None,
+    ) -> Sequence:
+        """Queue a request.
+
+        Parameters
+        ----------
+        prompt : token ids, shape [n]
+            At least 1 and fewer than the target's ``max_length``.
+        max_new_tokens : int
+            At least 1.
+        sampling : SamplingParams
+            Greedy by default.
+        eos_token_ids, stop_token_ids : token ids
+            Committing one of them ends the sequence.
+        observer : callable, optional
+            Sees every committed token, in order; returning False ends the sequence.
+
+        Raises
+        ------
+        InvalidArgumentError
+            The prompt or a parameter cannot be decoded.
+        """
+
+    def step(self) -> bool:
+        """Run one round; return whether there is more to do.
+
+        Raises
+        ------
+        ModelError
+            A model failed or a row allowed no choice. Every sequence stands at its last committed
+            token and ``step`` may be called again; cancel a sequence that cannot go on.
+        """
+
+    def run(self) -> None:
+        """Step until every sequence has finished."""
+
+    @property
+    def num_speculative_tokens(self) -> int:
+        """Proposals per round; may be set between rounds."""
+
+    @num_speculative_tokens.setter
+    def num_speculative_tokens(self, value: int, /) -> None: ...
+    @property
+    def num_active(self) -> int: ...
+    @property
+    def num_waiting(self) -> int: ...
+    @property
+    def counts(self) -> RoundCounts:
+        """Totals over all sequences, finished ones included."""
+
+    @property
+    def times(self) -> RoundTimes: ...

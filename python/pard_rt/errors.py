@@ -1,0 +1,57 @@
+"""The errors this library raises on purpose; the C++ core raises the same ones."""
+
+from __future__ import annotations
+
+__all__ = [
+    "Error",
+    "FolderError",
+    "IncompatibleModelsError",
+    "InvalidArgumentError",
+    "LogitsError",
+    "ModelError",
+    "RuntimeMissingError",
+]
+
+
+class Error(Exception):
+    """Root of the hierarchy: what went wrong, what was expected, what was there, what to do.
+
+    Parameters
+    ----------
+    problem, expected, actual, remedy : str
+        Kept as attributes; together they are the message.
+    """
+
+    def __init__(self, problem: str, expected: str, actual: str, remedy: str) -> None:
+        super().__init__(f"{problem}: expected {expected}, got {actual}. {remedy}")
+        self.problem = problem
+        self.expected = expected
+        self.actual = actual
+        self.remedy = remedy
+
+    def __reduce__(self) -> tuple[type[Error], tuple[str, str, str, str]]:
+        return type(self), (self.problem, self.expected, self.actual, self.remedy)
+
+
+class InvalidArgumentError(Error, ValueError):
+    """A value the caller passed cannot be used: a prompt, a sampling parameter, a number."""
+
+
+class IncompatibleModelsError(Error, ValueError):
+    """A draft and a target that cannot work together: other vocabularies, no mask token."""
+
+
+class ModelError(Error, RuntimeError):
+    """A model failed in ``forward`` or broke its contract; ``__cause__`` is what it raised."""
+
+
+class LogitsError(ModelError):
+    """A logits row that no token can be chosen from: NaN or +inf in it, or only -inf."""
+
+
+class FolderError(Error, ValueError):
+    """A model folder that cannot be opened: files missing or cut short, or not what they claim."""
+
+
+class RuntimeMissingError(Error, RuntimeError):
+    """ONNX Runtime was not found, is too old, or lacks the execution provider asked for."""

@@ -1,0 +1,150 @@
+#include "draft.h"
+
+#include <algorithm>
+#include <string>
+
+#include "choose.h"
+#include "error.h"
+
+namespace pard {
+
+Drafter::Drafter(std::shared_ptr<Model> model, Token filler, std::int64_t prefill_chunk)
+    : model_(std::move(model)), filler_(filler), prefill_chunk_(prefill_chunk) {
+  if (prefill_chunk < 1) {
+    throw InvalidArgument({"prefill_chunk is out of range", "at least 1",
+                           std::to_string(prefill_chunk), "512 suits most models."});
+  }
+}
+
+void Drafter::propose(std::span<DraftRequest> batch) {
+  for (const DraftRequest& request : batch) catch_up(*request.sequence);
+  if (inputs_.size() < batch.size()) inputs_.resize(batch.size());
+  propose_caught_up(batch);
+}
+
+void Drafter::catch_up(const Sequence& sequence) {
+  std::vector<Token> chunk;
+  while (sequence.length() - past_length(sequence) > prefill_chunk_) {
+    take_uncached(sequence, chunk);
+    chunk.resize(static_cast<std::size_t>(prefill_chunk_));
+    const std::int64_t past = past_length(sequence);
+    const ForwardItem item{sequence.id(), past, chunk, 0};
+    model_.forward({&item, 1});
+    model_.keep(sequence.id(), past + prefill_chunk_);
+  }
+}
+
+std::int64_t Drafter::past_length(const Sequence& sequence) const {
+  return std::min(model_.cached_length(sequence.id()), sequence.length() - 1);
+}
+
+void Drafter::take_uncached(const Sequence& sequence, std::vector<Token>& input) const {
+  const auto past = static_cast<std::size_t>(past_length(sequence));
+  const std::span<const Token> uncached = sequence.tokens().subspan(past);
+  input.assign(uncached.begin(), uncached.end());
+  for (Token& token : input) {
+    if (token >= info().vocab_size) token = filler_;
+  }
+}
+
+void Drafter::choose_proposal(DraftRequest& request, std::size_t index, const LogitsView& logits,
+                              std::int64_t row) const {
+  if (request.error) return;
+  const Sequence& sequence = *request.sequence;
+  LogitsRow tokens = logits.row(row);
+  tokens.size = info().token_count();  // padding is never proposed
+  try {
+    request.proposals[index] = choose(tokens, sequence.params().sampling,
+                                      sequence.length() + static_cast<std::int64_t>(index));
+  } catch (const Error&) {
+    request.error = std::current_exception();
+  }
+}
+
+ParallelDrafter::ParallelDrafter(std::shared_ptr<Model> draft, Token mask_token_id,
+                                 std::int64_t prefill_chunk)
+    : Drafter(std::move(draft), mask_token_id, prefill_chunk), mask_token_id_(mask_token_id) {
+  if (mask_token_id < 0 || mask_token_id >= info().vocab_size) {
+    throw IncompatibleModels(
+        {"The mask token is not in the embedding of draft '" + info().name + "'",
+         "an id in 0.." + std::to_string(info().vocab_size - 1), std::to_string(mask_token_id),
+         "Use the mask token the draft was trained with (its config's pard_token)."});
+  }
+}
+
+void ParallelDrafter::propose_caught_up(std::span<DraftRequest> batch) {
+  items_.clear();
+  for (std::size_t i = 0; i < batch.size(); ++i) {
+    const Sequence& sequence = *batch[i].sequence;
+    const std::size_t num_proposals = batch[i].proposals.size();
+    take_uncached(sequence, inputs_[i]);
+    inputs_[i].insert(inputs_[i].end(), num_proposals - 1, mask_token_id_);
+    items_.push_back({sequence.id(), past_length(sequence), inputs_[i],
+                      static_cast<std::int64_t>(num_proposals)});
+  }
+  const LogitsView logits = model_.forward(items_);
+  std::int64_t row = 0;
+  for (DraftRequest& request : batch) {
+    model_.keep(request.sequence->id(), request.sequence->length());
+    for (std::size_t i = 0; i < request.proposals.size(); ++i) {
+      choose_proposal(request, i, logits, row++);
+    }
+  }
+}
+
+AutoregressiveDrafter::AutoregressiveDrafter(std::shared_ptr<Model> draft,
+                                             std::int64_t prefill_chunk)
+    : Drafter(std::move(draft), 0, prefill_chunk) {}
+
+void AutoregressiveDrafter::propose_caught_up(std::span<DraftRequest> batch) {
+  for (std::size_t step = 0;; ++step) {
+    items_.clear();
+    requests_.clear();
+    for (std::size_t i = 0; i < batch.size(); ++i) {
+      DraftRequest& request = batch[i];
+      if (step >= request.proposals.size() || request.error) continue;
+      const Sequence& sequence = *request.sequence;
+      std::int64_t past = past_length(sequence);
+      if (step == 0) {
+        take_uncached(sequence, inputs_[i]);
+      } else {
+        inputs_[i].assign(1, request.proposals[step - 1]);
+        past = sequence.length() + static_cast<std::int64_t>(step) - 1;
+      }
+      items_.push_back({sequence.id(), past, inputs_[i], 1});
+      requests_.push_back(&request);
+    }
+    if (items_.empty()) return;
+    const LogitsView logits = model_.forward(items_);
+    for (std::size_t i = 0; i < requests_.size(); ++i) {
+      const Sequence& sequence = *requests_[i]->sequence;
+      if (step == 0) model_.keep(sequence.id(), sequence.length());
+      choose_proposal(*requests_[i], step, logits, static_cast<std::int64_t>(i));
+    }
+  }
+}
+
+void AutoregressiveDrafter::keep(const Sequence& sequence) {
+  // Rows behind the last round's start hold proposals; those in front of the newest token were
+  // accepted.
+  model_.keep_at_most(sequence.id(), sequence.length() - 1);
+}
+
+void check_compatible(const ModelInfo& target, const ModelInfo& draft) {
+  if (draft.token_count() != target.token_count()) {
+    throw IncompatibleModels(
+        {"Draft '" + draft.name + "' and target '" + target.name + "' have other vocabularies",
+         std::to_string(target.token_count()) + " tokens",
+         std::to_string(draft.token_count()) + " tokens",
+         "Use a draft of the target's family; where only the padding differs, set num_tokens."});
+  }
+  if (!draft.vocabulary_id.empty() && !target.vocabulary_id.empty() &&
+      draft.vocabulary_id != target.vocabulary_id) {
+    throw IncompatibleModels(
+        {"Draft '" + draft.name + "' and target '" + target.name + "' have other tokenizers",
+         "vocabulary " + target.vocabulary_id, "vocabulary " + draft.vocabulary_id,
+         "Use a draft of the target's family."});
+  }
+}
+
+}  // namespace pard

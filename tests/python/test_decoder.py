@@ -1,0 +1,304 @@
+"""The core through its bindings: exactness against plain decoding and the oracle, and errors."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+import pard_rt
+from pard_rt import reference
+from table_models import MASK, VOCAB, TableLanguage, TableModel
+
+PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
+
+
+def make_drafter(kind: str, language: TableLanguage) -> pard_rt.Drafter:
+    model = TableModel(language, padded=True)
+    if kind == "parallel":
+        return pard_rt.ParallelDrafter(model, MASK)
+    return pard_rt.AutoregressiveDrafter(model)
+
+
+@pytest.mark.parametrize("k", [1, 2, 5, 8, 16])
+@pytest.mark.parametrize("draft_seed", [0, 7], ids=["self", "random"])
+def test_greedy_rounds_are_the_oracle_s(k: int, draft_seed: int) -> None:
+    target, draft = TableLanguage(0), TableLanguage(draft_seed)
+
+    def drafting(tokens: torch.Tensor) -> torch.Tensor:
+        return torch.from_numpy(draft.rows(tokens.tolist())[:, :VOCAB])
+
+    expected, _ = reference.generate(
+        target.as_function(), drafting, PROMPT, mask_token_id=MASK, k=k, max_new_tokens=40
+    )
+    assert expected == reference.plain(target.as_function(), PROMPT, 40)
+
+    decoder = pard_rt.Decoder(
+        TableModel(target), make_drafter("parallel", draft), num_speculative_tokens=k
+    )
+    # The prefill's own token comes before the first draft, so the oracle starts one token later.
+    sequence = decoder.add(PROMPT, max_new_tokens=40)
+    decoder.run()
+    assert sequence.generated.tolist() == expected
+    _, rounds = reference.generate(
+        target.as_function(),
+        drafting,
+        [*PROMPT, expected[0]],
+        mask_token_id=MASK,
+        k=k,
+        max_new_tokens=39,
+    )
+    assert sequence.counts.rounds == 1 + len(rounds)
+    assert sequence.counts.committed == 40
+
+
+@pytest.mark.parametrize("kind", ["parallel", "autoregressive"])
+@pytest.mark.parametrize("draft_seed", [0, 7], ids=["self", "random"])
+def test_sampled_text_depends_on_the_seed_alone(kind: str, draft_seed: int) -> None:
+    sampling = pard_rt.SamplingParams(temperature=0.8, top_k=9, top_p=0.95, seed=11)
+    plain = pard_rt.Decoder(TableModel(TableLanguage(0)))
+    expected = plain.add(PROMPT, max_new_tokens=40, sampling=sampling)
+    plain.run()
+    for k in (1, 4, 8):
+        decoder = pard_rt.Decoder(
+            TableModel(TableLanguage(0)),
+            make_drafter(kind, TableLanguage(draft_seed)),
+            num_speculative_tokens=k,
+        )
+        others = [decoder.add([i + 1] * (i + 1), max_new_tokens=10 + i) for i in range(4)]
+        sequence = decoder.add(PROMPT, max_new_tokens=40, sampling=sampling)
+        decoder.run()
+        assert sequence.generated.tolist() == expected.generated.tolist()
+        assert [len(other.generated) for other in others] == [10, 11, 12, 13]
+
+
+@pytest.mark.parametrize("framework", ["numpy", "torch"])
+def test_logits_may_come_from_any_framework(framework: str) -> None:
+    decoder = pard_rt.Decoder(TableModel(TableLanguage(0), framework=framework))
+    sequence = decoder.add(np.array(PROMPT), max_new_tokens=20)
+    decoder.run()
+    language = TableLanguage(0)
+    assert sequence.generated.tolist() == reference.plain(language.as_function(), PROMPT, 20)
+    assert sequence.tokens.tolist() == PROMPT + sequence.generated.tolist()
+    assert sequence.finish_reason == "length"
+
+
+def test_the_observer_sees_tokens_and_may_stop() -> None:
+    decoder = pard_rt.Decoder(
+        TableModel(TableLanguage(0)), make_drafter("parallel", TableLanguage(0))
+    )
+    events: list[pard_rt.TokenEvent] = []
+    log_probabilities: list[float] = []
+
+    def observer(event: pard_rt.TokenEvent) -> bool:
+        events.append(event)
+        log_probabilities.append(event.log_probability())
+        return len(events) < 7
+
+    sequence = decoder.add(PROMPT, observer=observer)
+    decoder.run()
+    assert sequence.finish_reason == "stop"
+    assert [event.token for event in events] == sequence.generated.tolist()
+    assert [event.position for event in events] == list(range(len(PROMPT), len(PROMPT) + 7))
+    assert any(event.from_draft for event in events)
+    text = list(PROMPT)
+    for token, log_probability in zip(sequence.generated.tolist(), log_probabilities, strict=True):
+        row = torch.from_numpy(TableLanguage(0).row(text))
+        assert log_probability == pytest.approx(row.log_softmax(-1)[token].item(), abs=1e-5)
+        text.append(token)
+    with pytest.raises(pard_rt.InvalidArgumentError, match="row of this token is gone"):
+        events[0].log_probability()
+
+
+def test_finished_sequences_are_released() -> None:
+    target, draft = TableModel(TableLanguage(0)), TableModel(TableLanguage(0), padded=True)
+    decoder = pard_rt.Decoder(target, pard_rt.ParallelDrafter(draft, MASK))
+    decoder.add(PROMPT, max_new_tokens=5)
+    decoder.run()
+    assert target.caches == {}
+    assert draft.caches == {}
+
+
+class Raising(TableModel):
+    """Raises at the forward it is told to."""
+
+    error: BaseException | None = None
+
+    def forward(self, batch: list[pard_rt.ForwardItem]) -> object:  # type: ignore[override]
+        if self.error is not None:
+            error, self.error = self.error, None
+            raise error
+        return super().forward(batch)
+
+
+def test_a_model_that_raises_leaves_the_sequence_usable() -> None:
+    target = Raising(TableLanguage(0))
+    decoder = pard_rt.Decoder(target, make_drafter("parallel", TableLanguage(7)))
+    sequence = decoder.add(PROMPT, max_new_tokens=20)
+    decoder.step()
+    target.error = ConnectionError("the device fell off the bus")
+    with pytest.raises(pard_rt.ModelError, match="fell off the bus") as caught:
+        decoder.step()
+    assert isinstance(caught.value.__cause__, ConnectionError)
+    assert "step again" in caught.value.remedy
+    decoder.run()
+    assert sequence.generated.tolist() == reference.plain(
+        TableLanguage(0).as_function(), PROMPT, 20
+    )
+
+
+def test_an_interrupt_is_no_model_error() -> None:
+    target = Raising(TableLanguage(0))
+    decoder = pard_rt.Decoder(target)
+    decoder.add(PROMPT)
+    target.error = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        decoder.run()
+
+
+def test_an_observer_s_error_comes_through_as_it_is() -> None:
+    decoder = pard_rt.Decoder(TableModel(TableLanguage(0)))
+    countdown = itertools.count(2, -1)
+    sequence = decoder.add(PROMPT, max_new_tokens=8, observer=lambda _: bool(1 / next(countdown)))
+    with pytest.raises(ZeroDivisionError):
+        decoder.run()
+    assert len(sequence.generated) == 3
+    decoder.run()
+    assert sequence.generated.tolist() == reference.plain(TableLanguage(0).as_function(), PROMPT, 8)
+
+
+class Returning(TableModel):
+    """Returns what it is told to."""
+
+    logits: object = None
+
+    def forward(self, batch: list[pard_rt.ForwardItem]) -> object:  # type: ignore[override]
+        return self.logits
+
+
+@pytest.mark.parametrize(
+    ("logits", "message"),
+    [
+        (None, "wrong shape"),
+        ([[0.0] * VOCAB], "__dlpack__"),
+        (np.zeros((2, VOCAB), np.float32), "wrong shape"),
+        (np.zeros((1, VOCAB + 1), np.float32), "wrong shape"),
+        (np.zeros((1, VOCAB), np.float64), "float32, float16 or bfloat16"),
+        (np.zeros((1, 1, VOCAB), np.float32), "number of dimensions"),
+        (np.zeros((1, 2 * VOCAB), np.float32)[:, ::2], "contiguous"),
+    ],
+)
+def test_logits_that_cannot_be_read_are_refused(logits: object, message: str) -> None:
+    target = Returning(TableLanguage(0))
+    target.logits = logits
+    decoder = pard_rt.Decoder(target)
+    decoder.add(PROMPT)
+    with pytest.raises(pard_rt.ModelError, match=message):
+        decoder.step()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_row_without_a_choice_is_an_error(bad: float) -> None:
+    target = Returning(TableLanguage(0))
+    target.logits = np.full((1, VOCAB), bad, np.float32)
+    decoder = pard_rt.Decoder(target)
+    sequence = decoder.add(PROMPT)
+    with pytest.raises(pard_rt.LogitsError):
+        decoder.step()
+    assert len(sequence.generated) == 0
+    sequence.cancel()
+    assert not decoder.step()
+    assert sequence.finish_reason == "cancelled"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"prompt": []}, "prompt is empty"),
+        ({"prompt": [0] * 256}, "at most 255 tokens, got 256 tokens"),
+        ({"prompt": [0, VOCAB]}, r"prompt\[1\] is no token"),
+        ({"prompt": [-1]}, r"prompt\[0\] is no token"),
+        ({"prompt": [2**40]}, r"prompt\[0\] is no token"),
+        ({"max_new_tokens": 0}, "max_new_tokens"),
+        ({"eos_token_ids": [VOCAB]}, r"eos_token_ids\[0\]"),
+        ({"stop_token_ids": [-4]}, r"stop_token_ids\[0\]"),
+    ],
+)
+def test_requests_that_cannot_be_decoded_are_refused(
+    arguments: dict[str, object], message: str
+) -> None:
+    decoder = pard_rt.Decoder(TableModel(TableLanguage(0)))
+    with pytest.raises(pard_rt.InvalidArgumentError, match=message) as caught:
+        decoder.add(**{"prompt": PROMPT, **arguments})  # type: ignore[arg-type]
+    assert caught.value.expected
+    assert caught.value.actual
+    assert caught.value.remedy
+    assert isinstance(caught.value, ValueError)
+    assert decoder.num_waiting == 0
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"temperature": -1.0},
+        {"temperature": float("nan")},
+        {"temperature": float("inf")},
+        {"temperature": 1e-6},
+        {"top_k": -1},
+        {"top_p": 0.0},
+        {"top_p": 1.1},
+        {"min_p": -0.1},
+        {"min_p": 1.5},
+    ],
+)
+def test_sampling_parameters_out_of_range_are_refused(parameters: dict[str, float]) -> None:
+    with pytest.raises(pard_rt.InvalidArgumentError, match=next(iter(parameters))):
+        pard_rt.SamplingParams(**parameters)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("k", [-1, 65, 10**6])
+def test_an_absurd_number_of_proposals_is_refused(k: int) -> None:
+    drafter = make_drafter("parallel", TableLanguage(0))
+    with pytest.raises(pard_rt.InvalidArgumentError, match=r"0\.\.64"):
+        pard_rt.Decoder(TableModel(TableLanguage(0)), drafter, num_speculative_tokens=k)
+
+
+def test_pairs_that_cannot_work_are_refused() -> None:
+    class Other(TableModel):
+        def info(self) -> pard_rt.ModelInfo:
+            return pard_rt.ModelInfo(name="other", vocab_size=VOCAB + 5, max_length=256)
+
+    target = TableModel(TableLanguage(0))
+    drafter = pard_rt.AutoregressiveDrafter(Other(TableLanguage(0)))
+    with pytest.raises(pard_rt.IncompatibleModelsError, match="17 tokens, got 22 tokens"):
+        pard_rt.Decoder(target, drafter)
+    with pytest.raises(pard_rt.IncompatibleModelsError, match="mask token"):
+        pard_rt.ParallelDrafter(target, VOCAB)
+    with pytest.raises(pard_rt.InvalidArgumentError, match="both target and draft"):
+        pard_rt.Decoder(target, pard_rt.AutoregressiveDrafter(target))
+    with pytest.raises(pard_rt.InvalidArgumentError, match="needs a draft"):
+        pard_rt.Decoder(target, num_speculative_tokens=4)
+
+
+def test_choose_and_verify_are_at_hand() -> None:
+    row = np.array([0.5, 2.0, 2.0, -1.0], np.float32)
+    assert pard_rt.choose(row, pard_rt.SamplingParams(), 0) == 1
+    bf16 = torch.from_numpy(row).to(torch.bfloat16)
+    assert pard_rt.choose(bf16, pard_rt.SamplingParams(), 0) == 1
+    only = pard_rt.SamplingParams(temperature=1.0, top_k=1, seed=3)
+    assert {pard_rt.choose(row, only, position) for position in range(50)} == {1}
+    warm = pard_rt.SamplingParams(temperature=1.0, seed=3)
+    assert len({pard_rt.choose(row, warm, position) for position in range(200)}) == 4
+    assert pard_rt.verify([4, 5, 6], [4, 5, 7, 8]) == (2, 7)
+    assert pard_rt.verify([], [4]) == (0, 4)
+    with pytest.raises(pard_rt.InvalidArgumentError):
+        pard_rt.verify([1, 2], [1, 2])
+
+
+def test_errors_survive_pickling() -> None:
+    import pickle
+
+    error = pard_rt.LogitsError("a", "b", "c", "d")
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)
