@@ -10,6 +10,7 @@ void register_errors();
 void register_sampling(py::module_& module);
 void register_sequence(py::module_& module);
 void register_model(py::module_& module);
+void register_onnx(py::module_& module);
 void register_draft(py::module_& module);
 void register_decoder(py::module_& module);
 

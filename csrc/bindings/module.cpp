@@ -7,6 +7,7 @@ PYBIND11_MODULE(_core, module) {
   register_sampling(module);
   register_sequence(module);
   register_model(module);
+  register_onnx(module);
   register_draft(module);
   register_decoder(module);
 }

@@ -1,6 +1,7 @@
 """The decoding core of pard-rt."""
 
-from collections.abc import Callable, Sequence as ListLike
+from collections.abc import Callable
+from collections.abc import Sequence as ListLike
 from typing import Any, Protocol, final
 
 import numpy as np

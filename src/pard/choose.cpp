@@ -183,8 +183,8 @@ Cutoff filter(const Row& row, const SamplingParams& params) {
 
 void require(bool holds, const char* name, const char* expected, float actual, const char* remedy) {
   if (holds) return;
-  throw InvalidArgument({std::string("The sampling parameter ") + name + " is out of range", expected,
-                         std::to_string(actual), remedy});
+  throw InvalidArgument({std::string("The sampling parameter ") + name + " is out of range",
+                         expected, std::to_string(actual), remedy});
 }
 
 }  // namespace

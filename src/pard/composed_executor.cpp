@@ -24,7 +24,7 @@ ComposedExecutor::ComposedExecutor(std::shared_ptr<Model> target, std::shared_pt
                            "two Models, each with its own KV cache",
                            "'" + target_.info().name + "' twice", "Open the model a second time."});
   }
-  check_compatible(target_.info(), drafter_->model().info());
+  drafter_->pair_with(target_.info());
 }
 
 void ComposedExecutor::launch(std::span<Sequence* const> batch, int num_speculative_tokens) {

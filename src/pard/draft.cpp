@@ -16,6 +16,11 @@ Drafter::Drafter(std::shared_ptr<Model> model, Token filler, std::int64_t prefil
   }
 }
 
+void Drafter::pair_with(const ModelInfo& target) {
+  check_compatible(target, info());
+  num_proposable_ = std::min(target.token_count(), info().token_count());
+}
+
 void Drafter::propose(std::span<DraftRequest> batch) {
   for (const DraftRequest& request : batch) catch_up(*request.sequence);
   if (inputs_.size() < batch.size()) inputs_.resize(batch.size());
@@ -52,7 +57,7 @@ void Drafter::choose_proposal(DraftRequest& request, std::size_t index, const Lo
   if (request.error) return;
   const Sequence& sequence = *request.sequence;
   LogitsRow tokens = logits.row(row);
-  tokens.size = info().token_count();  // padding is never proposed
+  tokens.size = num_proposable_;
   try {
     request.proposals[index] = choose(tokens, sequence.params().sampling,
                                       sequence.length() + static_cast<std::int64_t>(index));
@@ -131,19 +136,18 @@ void AutoregressiveDrafter::keep(const Sequence& sequence) {
 }
 
 void check_compatible(const ModelInfo& target, const ModelInfo& draft) {
+  const std::string pair = "Draft '" + draft.name + "' and target '" + target.name + "'";
+  if (!draft.vocabulary_id.empty() && !target.vocabulary_id.empty()) {
+    if (draft.vocabulary_id == target.vocabulary_id) return;
+    throw IncompatibleModels({pair + " have other tokenizers", "vocabulary " + target.vocabulary_id,
+                              "vocabulary " + draft.vocabulary_id,
+                              "Use a draft of the target's family."});
+  }
   if (draft.token_count() != target.token_count()) {
     throw IncompatibleModels(
-        {"Draft '" + draft.name + "' and target '" + target.name + "' have other vocabularies",
-         std::to_string(target.token_count()) + " tokens",
+        {pair + " have other vocabularies", std::to_string(target.token_count()) + " tokens",
          std::to_string(draft.token_count()) + " tokens",
          "Use a draft of the target's family; where only the padding differs, set num_tokens."});
-  }
-  if (!draft.vocabulary_id.empty() && !target.vocabulary_id.empty() &&
-      draft.vocabulary_id != target.vocabulary_id) {
-    throw IncompatibleModels(
-        {"Draft '" + draft.name + "' and target '" + target.name + "' have other tokenizers",
-         "vocabulary " + target.vocabulary_id, "vocabulary " + draft.vocabulary_id,
-         "Use a draft of the target's family."});
   }
 }
 

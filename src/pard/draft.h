@@ -30,6 +30,10 @@ class Drafter {
 
   const CachedModel& model() const { return model_; }
 
+  // Says whose tokens are proposed, before the first propose(). Throws IncompatibleModels where the
+  // draft's token ids are not the target's.
+  void pair_with(const ModelInfo& target);
+
   // How many proposals the draft's cache has room for; 0 or less: none.
   std::int64_t max_proposals(const Sequence& sequence) const {
     return info().max_length - sequence.length() + 1;
@@ -73,6 +77,7 @@ class Drafter {
 
   Token filler_;
   std::int64_t prefill_chunk_;
+  std::int64_t num_proposable_ = 0;  // ids below are tokens of both; others are never proposed
 };
 
 // PARD: all K proposals in one forward.
@@ -110,8 +115,9 @@ class AutoregressiveDrafter final : public Drafter {
   std::vector<DraftRequest*> requests_;  // those items_ speaks of
 };
 
-// Throws IncompatibleModels where proposals of `draft` would not be token ids of `target`. Rows may
-// be padded to different widths; the tokens they speak of must be the same.
+// Throws IncompatibleModels where the token ids of `draft` are not those of `target`. Digests of
+// the vocabularies decide where both are known, else the number of tokens; rows may be padded to
+// any width.
 void check_compatible(const ModelInfo& target, const ModelInfo& draft);
 
 }  // namespace pard

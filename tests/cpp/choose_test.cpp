@@ -462,7 +462,7 @@ TEST_CASE("sampling parameters out of range are refused by name") {
     return detail_of<pard::InvalidArgument>([&] { params.validate(); }).problem;
   };
   const auto naming = [](const char* name) {
-    return std::string("sampling parameter ") + name + " is out of range";
+    return std::string("The sampling parameter ") + name + " is out of range";
   };
   for (float bad : {-1.0F, 1e-5F, not_a_number, infinity}) {
     CHECK(refused({.temperature = bad}) == naming("temperature"));

@@ -113,6 +113,42 @@ TEST_CASE("tokenizers are compared where both are known") {
   CHECK_THROWS_AS(check_compatible(target, draft), IncompatibleModels);
   draft.vocabulary_id = "a";
   CHECK_NOTHROW(check_compatible(target, draft));
+  draft.vocab_size = 105;  // special tokens of its own, which the digest leaves out
+  CHECK_NOTHROW(check_compatible(target, draft));
+}
+
+TEST_CASE("a draft's own tokens behind the target's are never proposed") {
+  class WiderDraft final : public test::FakeModel {
+   public:
+    WiderDraft() : FakeModel(FakeLanguage(16), Options{.padding = 3}) {
+      wider_ = FakeModel::info();
+      wider_.num_tokens = 19;
+      wider_.vocabulary_id = "a";
+    }
+    const ModelInfo& info() const override { return wider_; }
+
+   private:
+    ModelInfo wider_;
+  };
+  class Target final : public test::FakeModel {
+   public:
+    Target() : FakeModel(FakeLanguage(16)) {
+      info_with_digest_ = FakeModel::info();
+      info_with_digest_.vocabulary_id = "a";
+    }
+    const ModelInfo& info() const override { return info_with_digest_; }
+
+   private:
+    ModelInfo info_with_digest_;
+  };
+  Decoder decoder(std::make_unique<ComposedExecutor>(
+                      std::make_shared<Target>(),
+                      std::make_shared<AutoregressiveDrafter>(std::make_shared<WiderDraft>())),
+                  {.num_speculative_tokens = 3});
+  const auto sequence = decoder.add({1, 2, 3}, {.max_new_tokens = 20});
+  decoder.run();
+  CHECK(test::generated(*sequence) == test::decode_plainly(FakeLanguage(16), {1, 2, 3}, {}, 20));
+  CHECK(sequence->counts().accepted == sequence->counts().drafted);
 }
 
 TEST_CASE("a target that emits one of its padding ids can still be drafted for") {

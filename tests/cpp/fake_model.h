@@ -77,7 +77,7 @@ enum class Manner {
 // A Model over FakeLanguage. Its cache holds what each position was computed from, so a test can
 // compare it with a fresh prefill. Fed `mask_token_id`, it goes on from its own likeliest token, as
 // a perfect parallel draft would.
-class FakeModel final : public Model {
+class FakeModel : public Model {
  public:
   struct Options {
     Manner manner = Manner::faithful;

@@ -1,0 +1,91 @@
+#include <pybind11/stl.h>
+#include <pybind11/stl/filesystem.h>
+
+#include <filesystem>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "bindings.h"
+#include "pard/onnx/onnx_model.h"
+
+namespace pard::python {
+
+namespace {
+
+// Wheels of ONNX Runtime lie where Python finds its modules.
+OrtSearch search_in(const std::string& onnxruntime) {
+  return {onnxruntime, py::module_::import("sys").attr("path").cast<std::vector<std::string>>()};
+}
+
+std::shared_ptr<OnnxModel> open(const std::filesystem::path& folder, const std::string& provider,
+                                std::map<std::string, std::string> provider_options, int threads,
+                                bool spinning, std::optional<std::int64_t> max_length, bool exact,
+                                std::optional<bool> static_shapes, bool is_target, bool probe,
+                                const std::string& onnxruntime) {
+  const OrtSearch search = search_in(onnxruntime);
+  const OnnxModelOptions options{{provider, std::move(provider_options), threads, spinning},
+                                 max_length,
+                                 exact,
+                                 static_shapes,
+                                 is_target,
+                                 probe};
+  const py::gil_scoped_release release;
+  return std::make_shared<OnnxModel>(folder, options, search);
+}
+
+std::string form_of(const FolderContract& contract) {
+  return contract.form == GraphForm::gqa ? "gqa" : "portable";
+}
+
+}  // namespace
+
+void register_onnx(py::module_& module) {
+  py::class_<FolderContract>(module, "FolderContract")
+      .def_readonly("name", &FolderContract::name)
+      .def_property_readonly("form", &form_of)
+      .def_readonly("from_builder", &FolderContract::from_builder)
+      .def_readonly("weights", &FolderContract::weights)
+      .def_readonly("num_layers", &FolderContract::num_layers)
+      .def_readonly("num_kv_heads", &FolderContract::num_kv_heads)
+      .def_readonly("head_dim", &FolderContract::head_dim)
+      .def_readonly("vocab_size", &FolderContract::vocab_size)
+      .def_readonly("max_length", &FolderContract::max_length)
+      .def_readonly("num_tokens", &FolderContract::num_tokens)
+      .def_readonly("vocabulary_id", &FolderContract::vocabulary_id)
+      .def_readonly("bos_token_id", &FolderContract::bos_token_id)
+      .def_readonly("eos_token_ids", &FolderContract::eos_token_ids)
+      .def_readonly("mask_token_id", &FolderContract::mask_token_id);
+  module.def("read_folder", &read_folder, py::arg("folder"),
+             "What an ONNX folder says about its model.");
+
+  py::class_<ProbeReport>(module, "ProbeReport")
+      .def_readonly("single_rows", &ProbeReport::single_rows)
+      .def_readonly("rewinding", &ProbeReport::rewinding)
+      .def_readonly("rejected_rows", &ProbeReport::rejected_rows)
+      .def_readonly("same_tokens", &ProbeReport::same_tokens);
+
+  py::classh<OnnxModel, Model>(module, "OnnxModel")
+      .def(py::init(&open), py::arg("folder"), py::kw_only(), py::arg("provider") = "cpu",
+           py::arg("provider_options") = std::map<std::string, std::string>{},
+           py::arg("threads") = 0, py::arg("spinning") = false, py::arg("max_length") = py::none(),
+           py::arg("exact") = true, py::arg("static_shapes") = py::none(),
+           py::arg("is_target") = true, py::arg("probe") = true, py::arg("onnxruntime") = "")
+      .def_property_readonly("contract", &OnnxModel::contract)
+      .def_property_readonly("pads_single_rows", &OnnxModel::pads_single_rows)
+      .def_property_readonly("onnxruntime_path",
+                             [](const OnnxModel& self) { return self.library().path(); })
+      .def_property_readonly("onnxruntime_version",
+                             [](const OnnxModel& self) { return self.library().version(); })
+      .def("probe", &OnnxModel::probe, py::call_guard<py::gil_scoped_release>());
+  module.def(
+      "onnxruntime_providers",
+      [](const std::string& onnxruntime) {
+        const auto library = OrtLibrary::open(search_in(onnxruntime));
+        return py::make_tuple(library->path(), library->version(), library->providers());
+      },
+      py::arg("onnxruntime") = "",
+      "Path, version and compiled-in providers of the ONNX Runtime that is found first.");
+}
+
+}  // namespace pard::python

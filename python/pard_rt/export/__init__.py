@@ -1,0 +1,138 @@
+"""Export: a Hugging Face decoder to an ONNX folder that needs no PyTorch to run."""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import onnx_ir as ir
+import torch
+
+from pard_rt.errors import InvalidArgumentError
+from pard_rt.export.check import Agreement, check_graph
+from pard_rt.export.folder import GRAPH, new_folder, write_companions
+from pard_rt.export.fuse import fuse
+from pard_rt.export.quantize import BITS, quantize
+from pard_rt.export.quiet import quiet
+from pard_rt.export.trace import apply_contract_shapes, trace
+from pard_rt.loading import load
+from pard_rt.models.probe import adopt
+
+__all__ = ["ExportReport", "Form", "Weights", "export"]
+
+Form = Literal["gqa", "portable"]
+Weights = Literal["fp32", "fp16", "int8", "int4"]
+
+_log = logging.getLogger("pard_rt.export")
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What was written, and how it compared with the PyTorch module in ONNX Runtime."""
+
+    folder: Path
+    form: Form
+    weights: Weights
+    agreement: Agreement
+
+
+def export(
+    model_dir_or_id: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    form: Form = "gqa",
+    weights: Weights = "fp32",
+    mask_token_id: int | None = None,
+    max_length: int | None = None,
+) -> ExportReport:
+    """Export a decoder to an ONNX folder (docs/onnx-folder.md).
+
+    The graph is run in ONNX Runtime against the PyTorch module before the folder takes its name:
+    a prompt, several rows after a past, a rewind and single rows. Quantized graphs are checked
+    once before their weights are rounded, to rounding error, and once after.
+
+    Parameters
+    ----------
+    model_dir_or_id
+        A directory in Hugging Face format, or a hub id.
+    out
+        The folder to write: new, or empty.
+    form
+        "gqa" for ONNX Runtime on CPU and CUDA; "portable" for standard operators only.
+    weights
+        Of the matrices. "int8" and "int4" are block-wise with float32 around them, and of the
+        "gqa" form only; "fp16" makes the whole graph, logits and cache float16.
+    mask_token_id
+        The parallel draft's mask token, where the configuration does not say it.
+    max_length
+        Most positions a sequence may have; the model's own limit unless given.
+
+    Returns
+    -------
+    ExportReport
+
+    Raises
+    ------
+    InvalidArgumentError
+        Arguments that do not fit, or `out` is already there.
+    ModelError
+        The model cannot be loaded, traced or run, or the graph does not agree with it.
+    Error
+        The folder cannot be written; nothing is left behind.
+
+    Examples
+    --------
+    >>> export("Qwen/Qwen2.5-0.5B", "qwen-0.5b-onnx", weights="int8")  # doctest: +SKIP
+    """
+    _check_arguments(form, weights)
+    source, target = os.fspath(model_dir_or_id), Path(out)
+    with quiet(), new_folder(target) as folder:
+        dtype = torch.float16 if weights == "fp16" else torch.float32
+        loaded = load(source, dtype=dtype, mask_token_id=mask_token_id, max_length=max_length)
+        longest = loaded.facts.max_length
+        layout = adopt(loaded.module, longest)
+        write_companions(folder, source, loaded, layout, form, weights)
+
+        model = trace(loaded.module, layout, form, longest)
+        fuse(model, untie=weights in BITS)
+        apply_contract_shapes(model)
+        exact = folder / ("exact.onnx" if weights in BITS else GRAPH)
+        ir.save(model, exact, external_data=f"{exact.name}.data", alignment=65536)
+        del model
+        agreement = check_graph(exact, loaded.module, layout, form, longest, "exact")
+        if weights in BITS:
+            quantize(exact, folder / GRAPH, weights)
+            exact.unlink()
+            exact.with_name(f"{exact.name}.data").unlink()
+            agreement = check_graph(folder / GRAPH, loaded.module, layout, form, longest, weights)
+    _log.info(
+        "%s: %s graph, %s weights; differs from PyTorch by at most %.2g of the largest logit, "
+        "same most likely token in %.0f%% of the rows checked",
+        target,
+        form,
+        weights,
+        agreement.max_error,
+        100 * agreement.same_argmax,
+    )
+    return ExportReport(target, form, weights, agreement)
+
+
+def _check_arguments(form: str, weights: str) -> None:
+    for what, given, known in (
+        ("form", form, get_args(Form)),
+        ("weights", weights, get_args(Weights)),
+    ):
+        if given not in known:
+            raise InvalidArgumentError(
+                f"unknown {what} of an ONNX export", " or ".join(known), given, f"choose a {what}"
+            )
+    if form == "portable" and weights in BITS:
+        raise InvalidArgumentError(
+            "the portable form has standard operators only, which know no block-wise weights",
+            "weights fp32 or fp16",
+            weights,
+            'use form="gqa", or quantize the folder for its target with that target\'s tools',
+        )

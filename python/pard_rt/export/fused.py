@@ -1,0 +1,87 @@
+"""Modules that ONNX Runtime has one operator for: recognised by what they compute, not by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+from torch.onnx.ops import symbolic
+
+_TOLERANCE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
+
+
+@contextmanager
+def fused_modules(module: nn.Module) -> Iterator[None]:
+    """While tracing, let RMS norms and GELUs of `module` become one operator each."""
+    with ExitStack() as stack:
+        for part in module.modules():
+            forward = _fused_norm(part) or _fused_gelu(part)
+            if forward is not None:
+                stack.enter_context(mock.patch.object(part, "forward", forward))
+        yield
+
+
+def _equal(actual: Tensor, expected: Tensor) -> bool:
+    tolerance = _TOLERANCE.get(expected.dtype, 0.0)
+    return actual.shape == expected.shape and torch.allclose(
+        actual, expected, rtol=tolerance, atol=tolerance
+    )
+
+
+def _probe(width: int, like: Tensor) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(3, width, generator=generator).to(like.device, like.dtype)
+
+
+def _fused_norm(part: nn.Module) -> Callable[[Tensor], Tensor] | None:
+    """SimplifiedLayerNormalization for a module that is RMS norm with `weight` or 1 + `weight`."""
+    parameters = dict(part.named_parameters())
+    weight = parameters.get("weight")
+    eps = getattr(part, "variance_epsilon", getattr(part, "eps", None))
+    if len(parameters) != 1 or weight is None or weight.ndim != 1 or not isinstance(eps, float):
+        return None
+    x = _probe(weight.shape[0], weight)
+    for scale in (weight.detach(), 1 + weight.detach()):
+        with torch.no_grad():
+            expected = nn.functional.rms_norm(x, weight.shape, scale, eps)
+            if not _equal(part(x), expected):
+                continue
+
+        def forward(x: Tensor, scale: Tensor = scale) -> Tensor:
+            return symbolic(
+                "SimplifiedLayerNormalization",
+                (x, scale),
+                {"axis": -1, "epsilon": eps, "stash_type": 1},
+                dtype=x.dtype,
+                shape=x.shape,
+            )
+
+        return forward
+    return None
+
+
+def _fused_gelu(part: nn.Module) -> Callable[[Tensor], Tensor] | None:
+    """FastGelu or Gelu for a module without parameters that computes it."""
+    if any(True for _ in part.parameters()) or any(True for _ in part.buffers()):
+        return None
+    x = _probe(64, torch.zeros(()))
+    try:
+        with torch.no_grad():
+            result = part(x)
+    except Exception:
+        return None
+    if not isinstance(result, Tensor):
+        return None
+    for approximate, op in (("tanh", "FastGelu"), ("none", "Gelu")):
+        if _equal(result, nn.functional.gelu(x, approximate=approximate)):
+
+            def forward(x: Tensor, op: str = op) -> Tensor:
+                return symbolic(
+                    f"com.microsoft::{op}", (x,), dtype=x.dtype, shape=x.shape, version=1
+                )
+
+            return forward
+    return None

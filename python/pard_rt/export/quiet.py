@@ -1,0 +1,39 @@
+"""Keeping the libraries an export goes through from narrating it."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_TALKATIVE = ("torch.onnx", "onnxscript", "onnx_ir", "onnxruntime.quantization")
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Let only errors of torch.onnx, onnxscript, onnx_ir and the quantizer through.
+
+    The root logger, which importing the quantizer configures, is left as it was.
+    """
+    root = logging.getLogger()
+    handlers, root_level = list(root.handlers), root.level
+    talkative = {name: logging.getLogger(name) for name in logging.root.manager.loggerDict}
+    levels = {
+        logger: logger.level for name, logger in talkative.items() if name.startswith(_TALKATIVE)
+    }
+    for name in _TALKATIVE:
+        levels.setdefault(logging.getLogger(name), logging.NOTSET)
+    for logger in levels:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            warnings.simplefilter("ignore", DeprecationWarning)
+            warnings.filterwarnings("ignore", category=UserWarning, module=r"torch\..*")
+            yield
+    finally:
+        for logger, level in levels.items():
+            logger.setLevel(level)
+        root.setLevel(root_level)
+        root.handlers[:] = handlers

@@ -1,0 +1,279 @@
+"""From a module behind the seam to an ONNX graph in one of the two attention forms."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from torch import Tensor, nn
+from torch.onnx.ops import symbolic, symbolic_multi_out
+
+from pard_rt.errors import ModelError
+from pard_rt.export.fused import fused_modules
+from pard_rt.export.rope import RopeTables, find_rope, read_full_tables, tabled, unrotated
+from pard_rt.models.attention import AttentionCall, attending, softmax_scores
+from pard_rt.models.probe import CacheLayout
+
+OPSET = 18
+
+_DYNAMIC = torch.export.Dim.DYNAMIC
+_INT64_MAX = torch.iinfo(torch.int64).max
+
+Past = list[tuple[Tensor, Tensor]]
+
+
+class _GqaAttention:
+    """Each layer is one GroupQueryAttention over a buffer [B, H, S, D], written in place."""
+
+    def __init__(
+        self,
+        past: Past,
+        seqlens_k: Tensor,
+        total: Tensor,
+        rope: RopeTables | None,
+        max_length: int,
+    ) -> None:
+        self._past = past
+        self._lengths = (seqlens_k, total)
+        self._rope = rope
+        self._max_length = max_length
+        self.written: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def attend(self, call: AttentionCall, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        batch, rows, heads, dim = query.shape
+        past_key, past_value = self._past[call.layer]
+        attributes: dict[str, Any] = {
+            "num_heads": heads,
+            "kv_num_heads": key.shape[2],
+            "scale": call.scale,
+        }
+        tables: list[Tensor | None] = []
+        if self._rope is not None:
+            tables = [self._rope.cos, self._rope.sin]
+            attributes |= {"do_rotary": 1, "rotary_interleaved": int(self._rope.interleaved)}
+        if call.softcap is not None:
+            attributes["softcap"] = call.softcap
+        if call.sliding_window is not None and call.sliding_window < self._max_length:
+            attributes["local_window_size"] = call.sliding_window
+        if call.sinks is not None:
+            tables = [*(tables or [None, None]), None, None, call.sinks]
+        out, keys, values = symbolic_multi_out(
+            "com.microsoft::GroupQueryAttention",
+            (
+                *(x.reshape(batch, rows, -1) for x in (query, key, value)),
+                past_key,
+                past_value,
+                *self._lengths,
+                *tables,
+            ),
+            attributes,
+            dtypes=[query.dtype] * 3,
+            shapes=[[batch, rows, heads * dim], past_key.shape, past_value.shape],
+            version=1,
+        )
+        self.written[call.layer] = (keys, values)
+        return out.reshape(batch, rows, heads, dim)
+
+
+class _PortableAttention:
+    """Standard operators over a past [B, P, H, D] that is only read; new rows are handed out."""
+
+    def __init__(self, past: Past, positions: Tensor, bias: Tensor, max_length: int) -> None:
+        self._past = past
+        self._positions = positions
+        self._max_length = max_length
+        self._biases: dict[int | None, Tensor] = {None: bias}
+        self.written: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def attend(self, call: AttentionCall, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        batch, rows, heads, dim = query.shape
+        kv_heads = key.shape[2]
+        groups = heads // kv_heads
+        past_key, past_value = self._past[call.layer]
+        self.written[call.layer] = (key, value)
+
+        # [B, H, R * G, D]: the heads of a group are further rows of their one KV head
+        q = (query * call.scale).reshape(batch, rows, kv_heads, groups, dim)
+        q = q.permute(0, 2, 1, 3, 4).reshape(batch, kv_heads, -1, dim)
+        scores = torch.cat([q @ k.permute(0, 2, 3, 1) for k in (past_key, key)], dim=-1)
+        sinks = call.sinks
+        if sinks is not None:
+            sinks = sinks.view(1, kv_heads, 1, groups, 1).expand(batch, -1, rows, -1, -1)
+        weights = softmax_scores(
+            scores.reshape(batch, kv_heads, rows, groups, -1),
+            self._bias(call.sliding_window)[:, :, :, None],
+            call.softcap,
+            sinks,
+        ).reshape(batch, kv_heads, rows * groups, -1)
+        past = past_key.shape[1]
+        out = weights[..., :past] @ past_value.transpose(1, 2)
+        out = out + weights[..., past:] @ value.transpose(1, 2)
+        out = out.reshape(batch, kv_heads, rows, groups, dim).permute(0, 2, 1, 3, 4)
+        return out.reshape(batch, rows, heads, dim)
+
+    def _bias(self, window: int | None) -> Tensor:
+        """[B, 1, R, P + R]; the caller's bias knows no windows, so they are added here."""
+        if window is not None and window >= self._max_length:
+            window = None
+        if window is not None and window not in self._biases:
+            bias = self._biases[None]
+            batch, past = self._past[0][0].shape[:2]
+            columns = torch.arange(past, device=bias.device).expand(batch, past)
+            columns = torch.cat([columns, self._positions], dim=1)
+            outside = columns[:, None, :] <= self._positions[:, :, None] - window
+            self._biases[window] = bias.masked_fill(outside[:, None], torch.finfo(bias.dtype).min)
+        return self._biases[window]
+
+
+class _Graph(nn.Module):
+    """The forward to trace: the module with its LM head on the last `num_logits` rows."""
+
+    def __init__(self, module: Any, form: str, rope: RopeTables | None, max_length: int) -> None:
+        super().__init__()
+        self.module = module
+        self._form = form
+        self._rope = rope
+        self._max_length = max_length
+
+    def forward(
+        self, input_ids: Tensor, a: Tensor, b: Tensor, num_logits: Tensor, past: Past
+    ) -> tuple[Tensor, ...]:
+        attention: _GqaAttention | _PortableAttention
+        if self._form == "gqa":
+            attention = _GqaAttention(past, a, b, self._rope, self._max_length)
+            rows = input_ids.shape[1]
+            positions = a[:, None].long() + 1 - rows + torch.arange(rows, device=a.device)[None]
+        else:
+            attention = _PortableAttention(past, a, b, self._max_length)
+            positions = a
+
+        def last_rows(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
+            hidden = inputs[0]
+            bounds = (-num_logits, torch.tensor([_INT64_MAX]), torch.tensor([1]))
+            # The shape is a white lie (rows for logit rows): nothing after the head looks at it.
+            return (symbolic("Slice", (hidden, *bounds), dtype=hidden.dtype, shape=hidden.shape),)
+
+        hook = self.module.get_output_embeddings().register_forward_pre_hook(last_rows)
+        try:
+            with attending(attention):
+                out = self.module(input_ids=input_ids, position_ids=positions, use_cache=False)
+        finally:
+            hook.remove()
+        written = [x for layer in sorted(attention.written) for x in attention.written[layer]]
+        return (out.logits, *written)
+
+
+def trace(module: Any, layout: CacheLayout, form: str, max_length: int) -> ir.Model:
+    """Trace an adopted module (see `pard_rt.models.probe.adopt`) in form "gqa" or "portable".
+
+    Returns
+    -------
+    onnx_ir.Model
+        Named and shaped as docs/onnx-folder.md says, not yet fused.
+
+    Raises
+    ------
+    ModelError
+        PyTorch cannot trace or translate the module.
+    """
+    full = read_full_tables(module, max_length)
+    rope = find_rope(module, full) if form == "gqa" else None
+    arguments, shapes = _example(module, layout, form)
+    with ExitStack() as stack:
+        if rope is not None:
+            stack.enter_context(unrotated(module))
+        elif full is not None:
+            stack.enter_context(tabled(module, full))
+        if form == "gqa":
+            stack.enter_context(fused_modules(module))
+        stack.enter_context(torch.no_grad())
+        graph = _Graph(module, form, rope, max_length).eval()
+        try:
+            exported = torch.export.export(graph, arguments, dynamic_shapes=shapes, strict=False)
+            program = torch.onnx.export(
+                exported, (), dynamo=True, opset_version=OPSET, optimize=True, verbose=False
+            )
+        except (RuntimeError, torch.onnx.OnnxExporterError, NotImplementedError) as error:
+            raise ModelError(
+                f"{type(module).__name__} cannot be traced to ONNX",
+                "operators that torch.onnx translates",
+                str(error).strip().splitlines()[0],
+                "report the architecture",
+            ) from error
+    if program is None:
+        raise RuntimeError("torch.onnx.export gave no program")
+    _name(program.model, layout, form)
+    return program.model
+
+
+def _example(module: Any, layout: CacheLayout, form: str) -> tuple[tuple[Any, ...], Any]:
+    """Arguments to trace with (sizes that differ, so that none is taken for another) and dims."""
+    batch, rows, past = 2, 3, 5
+    heads, dim, device = layout.num_kv_heads, layout.head_dim, module.device
+    ids = torch.ones(batch, rows, dtype=torch.int64, device=device)
+    num_logits = torch.ones(1, dtype=torch.int64, device=device)
+    dynamic = {0: _DYNAMIC, 1: _DYNAMIC}
+    a: Tensor
+    b: Tensor
+    if form == "gqa":
+        a = torch.full((batch,), past + rows - 1, dtype=torch.int32, device=device)
+        b = torch.tensor(past + rows, dtype=torch.int32, device=device)
+        kv_shape, kv_dims = (batch, heads, 16, dim), {0: _DYNAMIC, 2: _DYNAMIC}
+        ab_dims: Sequence[Any] = ({0: _DYNAMIC}, None)
+    else:
+        a = torch.arange(past, past + rows, device=device).expand(batch, rows).contiguous()
+        b = torch.zeros(batch, 1, rows, past + rows, dtype=module.dtype, device=device)
+        kv_shape, kv_dims = (batch, past, heads, dim), dynamic
+        ab_dims = (dynamic, {0: _DYNAMIC, 2: _DYNAMIC, 3: _DYNAMIC})
+    layers = layout.num_layers
+    kv = [
+        tuple(torch.zeros(kv_shape, dtype=module.dtype, device=device) for _ in range(2))
+        for _ in range(layers)
+    ]
+    return (ids, a, b, num_logits, kv), (dynamic, *ab_dims, None, [(kv_dims, kv_dims)] * layers)
+
+
+def _name(model: ir.Model, layout: CacheLayout, form: str) -> None:
+    """Give inputs and outputs the names and symbolic shapes of the contract."""
+    heads, dim = layout.num_kv_heads, layout.head_dim
+    past: list[Any]
+    new: list[Any]
+    lengths: dict[str, list[Any]]
+    if form == "gqa":
+        lengths = {"seqlens_k": ["B"], "total_sequence_length": []}
+        past = new = ["B", heads, "S", dim]
+        written = "present"
+    else:
+        lengths = {"position_ids": ["B", "R"], "attention_bias": ["B", 1, "R", "P + R"]}
+        past, new = ["B", "P", heads, dim], ["B", "R", heads, dim]
+        written = "new"
+
+    def per_layer(stem: str) -> list[str]:
+        return [f"{stem}.{i}.{x}" for i in range(layout.num_layers) for x in ("key", "value")]
+
+    inputs: dict[str, list[Any]] = {"input_ids": ["B", "R"], **lengths, "num_logits": [1]}
+    inputs |= dict.fromkeys(per_layer("past"), past)
+    graph = model.graph
+    logits = graph.outputs[0]
+    assert logits.shape is not None
+    outputs: dict[str, list[Any]] = {"logits": ["B", "L", logits.shape[-1]]}
+    outputs |= dict.fromkeys(per_layer(written), new)
+    for values, names in ((graph.inputs, inputs), (graph.outputs, outputs)):
+        for value, (name, shape) in zip(values, names.items(), strict=True):
+            value.name = name
+            value.meta["shape"] = shape
+    graph.name = "pard_rt"
+    model.ir_version = 10
+
+
+def apply_contract_shapes(model: ir.Model) -> None:
+    """Replace the tracer's shapes by the contract's; those between are of no use any more."""
+    graph = model.graph
+    for node in graph:
+        for value in node.outputs:
+            value.shape = None
+    for value in (*graph.inputs, *graph.outputs):
+        value.shape = ir.Shape(value.meta["shape"])

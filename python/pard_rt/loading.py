@@ -1,0 +1,302 @@
+"""From a Hugging Face directory or hub id to a module, its tokenizer and the facts about both."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedTokenizerBase,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+from pard_rt.errors import InvalidArgumentError, ModelError
+from pard_rt.vocabulary import count_tokens, digest_vocabulary, special_token_ids
+
+_MASK_TOKEN_KEYS = ("pard_token", "ptd_token_id", "mask_token_id")
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What decoding and export need to know of a model besides its weights."""
+
+    name: str
+    vocab_size: int  # width of a logits row
+    num_tokens: int  # ids the tokenizer knows; rows behind it are padding
+    vocabulary_id: str  # equal exactly where two tokenizers map tokens to the same ids; may be ""
+    max_length: int  # most positions a sequence may have
+    bos_token_id: int | None
+    eos_token_ids: tuple[int, ...]
+    mask_token_id: int | None  # the parallel draft's mask token
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A decoder ready to run: the transformers module, its tokenizer if any, and its facts."""
+
+    module: Any
+    config: Any
+    tokenizer: PreTrainedTokenizerBase | None
+    facts: ModelFacts
+
+
+def load(
+    source: str | os.PathLike[str],
+    *,
+    dtype: torch.dtype | str = "auto",
+    device: str | torch.device = "cpu",
+    mask_token_id: int | None = None,
+    max_length: int | None = None,
+    need_tokenizer: bool = True,
+) -> LoadedModel:
+    """Load a decoder-only language model.
+
+    Parameters
+    ----------
+    source
+        A directory in Hugging Face format, or a hub id.
+    dtype
+        Of the weights; ``"auto"`` keeps the checkpoint's.
+    device
+        Where the module is put.
+    mask_token_id
+        The parallel draft's mask token; overrides what the configuration says.
+    max_length
+        Most positions a sequence may have; by default and at most ``max_position_embeddings``.
+    need_tokenizer
+        Whether a missing tokenizer is an error.
+
+    Raises
+    ------
+    ModelError
+        The source is missing, damaged, incomplete, or not a decoder.
+    InvalidArgumentError
+        An argument that does not fit the model.
+    """
+    name = os.fspath(source)
+    _require_source(name)
+    config = _load_config(name)
+    _require_decoder(name, config)
+    if os.path.isdir(name):
+        check_weights(Path(name))
+    module = _load_module(name, config, dtype).to(device)
+    tokenizer = _load_tokenizer(name, need_tokenizer)
+    embedding_rows = module.get_input_embeddings().weight.shape[0]
+    mask = read_mask_token(config, embedding_rows, mask_token_id)
+    vocab_size = module.get_output_embeddings().weight.shape[0]
+    vocabulary = {} if tokenizer is None else tokenizer.get_vocab()
+    textless = set() if tokenizer is None else special_token_ids(tokenizer)
+    textless |= set() if mask is None else {mask}
+    facts = ModelFacts(
+        name=Path(name).name or name,
+        vocab_size=vocab_size,
+        num_tokens=count_tokens(vocabulary, mask) or vocab_size,
+        vocabulary_id=digest_vocabulary(vocabulary, textless),
+        max_length=_max_length(config, max_length),
+        bos_token_id=_first(config.bos_token_id, getattr(tokenizer, "bos_token_id", None)),
+        eos_token_ids=_eos_token_ids(name, config, tokenizer),
+        mask_token_id=mask,
+    )
+    if facts.num_tokens > vocab_size:
+        raise ModelError(
+            f"the tokenizer of {name} knows more tokens than the model has logits",
+            f"at most {vocab_size} tokens",
+            str(facts.num_tokens),
+            "use the tokenizer the model was trained with",
+        )
+    return LoadedModel(module, module.config, tokenizer, facts)
+
+
+def read_mask_token(config: Any, embedding_rows: int, explicit: int | None = None) -> int | None:
+    """Find the parallel draft's mask token id; None for a model that is no parallel draft.
+
+    An explicit id wins; then ``pard_token``, ``ptd_token_id``, ``mask_token_id`` and
+    ``dflash_config.mask_token_id`` of the configuration, in this order.
+
+    Raises
+    ------
+    ModelError
+        The configuration's id is outside the embedding, or the draft is a PARD-2 one.
+    InvalidArgumentError
+        The explicit id is outside the embedding.
+    """
+    if str(getattr(config, "spd_type", "")).lower() == "pard2":
+        raise ModelError(
+            "a PARD-2 draft needs its projection of target states, which the module lacks",
+            'spd_type "pard"',
+            'spd_type "pard2"',
+            "use a PARD draft",
+        )
+    where, found = "mask_token_id", explicit
+    if explicit is None:
+        dflash = getattr(config, "dflash_config", None) or {}
+        entries = [(key, getattr(config, key, None)) for key in _MASK_TOKEN_KEYS]
+        entries.append(("dflash_config.mask_token_id", dflash.get("mask_token_id")))
+        where, found = next(((k, v) for k, v in entries if v is not None), ("", None))
+    if found is not None and not 0 <= found < embedding_rows:
+        raise (ModelError if explicit is None else InvalidArgumentError)(
+            f"the mask token ({where}) is outside the draft's embedding",
+            f"an id in 0..{embedding_rows - 1}",
+            str(found),
+            "pass the mask_token_id the draft was trained with",
+        )
+    return found
+
+
+def check_weights(folder: Path) -> None:
+    """Refuse a folder whose weights are missing, incomplete or truncated.
+
+    Raises
+    ------
+    ModelError
+        Names the file at fault.
+    """
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        shards = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
+        files = [folder / shard for shard in shards]
+        missing = [file.name for file in files if not file.is_file()]
+        if missing:
+            raise ModelError(
+                f"{folder} lacks part of its weights",
+                f"the {len(files)} files its index names",
+                f"missing: {', '.join(missing)}",
+                "download the model again",
+            )
+    else:
+        files = sorted(folder.glob("*.safetensors"))
+        if not files and not any(folder.glob("pytorch_model*.bin")):
+            raise ModelError(
+                f"{folder} has no weights",
+                "model.safetensors, or shards with an index",
+                "none",
+                "download the whole model, not only its configuration",
+            )
+    for file in files:
+        try:
+            with safe_open(str(file), framework="pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise ModelError(
+                f"the weights file {file} is damaged",
+                "a complete safetensors file",
+                str(error),
+                "download it again",
+            ) from error
+
+
+def _require_source(name: str) -> None:
+    local = name.startswith(("/", ".", "~")) or name.count("/") > 1 or os.path.isfile(name)
+    if not name or (local and not os.path.isdir(name)):
+        raise ModelError(
+            f"there is no model folder '{name}'",
+            "a directory with config.json and weights, or a hub id",
+            "a file" if os.path.isfile(name) else "nothing there",
+            "check the path",
+        )
+
+
+def _load_config(name: str) -> Any:
+    try:
+        return AutoConfig.from_pretrained(name)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(
+            f"the configuration of '{name}' cannot be read",
+            "a config.json of an architecture this transformers knows",
+            _first_line(error),
+            "check the folder or hub id; a new architecture may need a newer transformers",
+        ) from error
+
+
+def _require_decoder(name: str, config: Any) -> None:
+    if getattr(config, "is_encoder_decoder", False):
+        actual = f"an encoder-decoder ({config.model_type})"
+    elif type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        actual = str(config.model_type)
+    else:
+        return
+    raise ModelError(
+        f"{name} is not a decoder-only language model",
+        "a causal language model",
+        actual,
+        "use a model that transformers loads as AutoModelForCausalLM",
+    )
+
+
+def _load_module(name: str, config: Any, dtype: torch.dtype | str) -> Any:
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            name, config=config, dtype=dtype, output_loading_info=True
+        )
+        module, report = loaded
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ModelError(
+            f"the weights of '{name}' cannot be loaded",
+            "weights that fit the configuration",
+            _first_line(error),
+            "download the model again",
+        ) from error
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise ModelError(
+            f"{name} lacks {len(missing)} of its weights",
+            "a weight for every parameter",
+            f"missing: {', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}",
+            "download the model again",
+        )
+    return module.eval().requires_grad_(False)
+
+
+def _load_tokenizer(name: str, needed: bool) -> PreTrainedTokenizerBase | None:
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if not needed:
+            return None
+        raise ModelError(
+            f"{name} has no tokenizer",
+            "tokenizer.json beside the weights",
+            _first_line(error),
+            "copy the tokenizer's files into the folder",
+        ) from error
+    return tokenizer
+
+
+def _max_length(config: Any, asked: int | None) -> int:
+    limit = getattr(config, "max_position_embeddings", None)
+    length = asked if asked is not None else limit
+    if length is None or length < 1 or (limit is not None and length > limit):
+        raise InvalidArgumentError(
+            "max_length does not fit the model",
+            f"1..{limit}" if limit else "a positive number: the configuration has no limit",
+            str(asked),
+            "choose a length the model was trained for",
+        )
+    return int(length)
+
+
+def _eos_token_ids(name: str, config: Any, tokenizer: Any) -> tuple[int, ...]:
+    try:
+        generation = GenerationConfig.from_pretrained(name).eos_token_id
+    except OSError:
+        generation = None
+    ids = _first(generation, config.eos_token_id, getattr(tokenizer, "eos_token_id", None))
+    several = ids if isinstance(ids, (list, tuple)) else () if ids is None else (ids,)
+    return tuple(int(i) for i in several)
+
+
+def _first(*values: Any) -> Any:
+    return next((value for value in values if value is not None), None)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

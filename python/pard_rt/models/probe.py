@@ -1,0 +1,203 @@
+"""Adopting a module: refuse by name what the seam cannot honour, then prove it against eager."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pard_rt.errors import ModelError
+from pard_rt.models.attention import (
+    ATTENTION_NAME,
+    AttentionCall,
+    PackedRows,
+    Segment,
+    SequenceCache,
+    attending,
+)
+
+# Largest difference to eager, as a share of the largest logit.
+TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 8e-2}
+
+_PREFILL, _NEW_ROWS = 9, 5
+_LAYER_TYPES = ("full_attention", "sliding_attention")
+
+
+@dataclass(frozen=True)
+class CacheLayout:
+    """Shape of a module's KV cache, as its attention layers were seen to use it."""
+
+    num_layers: int
+    num_kv_heads: int
+    head_dim: int
+    sliding_windows: tuple[int | None, ...]  # by layer
+
+
+@contextmanager
+def attention_implementation(module: nn.Module, name: str) -> Iterator[None]:
+    """Run `module` with another attention implementation for a while."""
+    config: Any = module.config
+    before = config._attn_implementation
+    config._attn_implementation = name
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+
+
+def adopt(module: Any, max_length: int) -> CacheLayout:
+    """Route a decoder's attention through the seam, in place, and prove that it computes the same.
+
+    The module's configuration, which transformers shares between models, is copied first.
+
+    Parameters
+    ----------
+    module
+        A ``PreTrainedModel`` for causal language modelling.
+    max_length
+        Most positions a sequence will have.
+
+    Raises
+    ------
+    ModelError
+        The module needs something the seam does not honour, or its logits differ from eager's.
+    """
+    module.eval()
+    _own_config(module)
+    config = module.config
+    _refuse_layer_types(config)
+    refuse_moving_rope(config, max_length)
+    config._attn_implementation = ATTENTION_NAME
+    return _compare_with_eager(module)
+
+
+def _own_config(module: nn.Module) -> None:
+    shared = module.config
+    own = copy.deepcopy(shared)
+    for part in module.modules():
+        if getattr(part, "config", None) is shared:
+            part.config = own
+
+
+def _refuse_layer_types(config: Any) -> None:
+    other = sorted(set(getattr(config, "layer_types", None) or ()) - set(_LAYER_TYPES))
+    if getattr(config, "attention_chunk_size", None) is not None:
+        other.append("chunked_attention")
+    if other:
+        raise ModelError(
+            f"{config.model_type} has layers that pard-rt cannot run",
+            f"layers of type {' or '.join(_LAYER_TYPES)}",
+            ", ".join(other),
+            "use a decoder with plain attention layers",
+        )
+
+
+def refuse_moving_rope(config: Any, max_length: int) -> None:
+    """Refuse rotary embeddings that change with the length within `max_length`.
+
+    Keys cached under one length would be wrong under another: no cache could be kept.
+    """
+    parameters = getattr(config, "rope_parameters", None) or {}
+    kinds = [parameters] if "rope_type" in parameters else list(parameters.values())
+    for kind in kinds:
+        if not isinstance(kind, dict) or kind.get("rope_type") not in ("dynamic", "longrope"):
+            continue
+        limit = kind.get("original_max_position_embeddings") or config.max_position_embeddings
+        if max_length > limit:
+            raise ModelError(
+                f"the rotary embedding '{kind['rope_type']}' changes beyond {limit} positions",
+                f"max_length <= {limit}",
+                str(max_length),
+                f"pass max_length={limit}",
+            )
+
+
+class _Recorder:
+    """Passes calls on, remembering what each layer asked for."""
+
+    def __init__(self, inner: PackedRows) -> None:
+        self._inner = inner
+        self.calls: dict[int, AttentionCall] = {}
+        self.shapes: set[tuple[int, int]] = set()
+
+    def attend(self, call: AttentionCall, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        self.calls[call.layer] = call
+        self.shapes |= {(x.shape[2], x.shape[3]) for x in (key, value)}
+        return self._inner.attend(call, query, key, value)
+
+
+def probe_tokens(module: Any, count: int) -> Tensor:
+    """`count` fixed pseudo-random token ids [1, count] within the module's embedding."""
+    rows = module.get_input_embeddings().weight.shape[0]
+    generator = torch.Generator().manual_seed(20)
+    return torch.randint(rows, (1, count), generator=generator).to(module.device)
+
+
+@torch.inference_mode()
+def _compare_with_eager(module: Any) -> CacheLayout:
+    tokens = probe_tokens(module, _PREFILL + _NEW_ROWS)
+    length = tokens.shape[1]
+    positions = torch.arange(length, device=tokens.device)[None]
+    with attention_implementation(module, "eager"):
+        expected = module(input_ids=tokens, position_ids=positions, use_cache=False).logits[0]
+
+    cache = SequenceCache(length)
+    seen: list[_Recorder] = []
+    rows = []
+    for start, stop in ((0, _PREFILL), (_PREFILL, length)):
+        recorder = _Recorder(PackedRows([Segment(cache, start, 0, stop - start)]))
+        with attending(recorder):
+            out = module(
+                input_ids=tokens[:, start:stop],
+                position_ids=positions[:, start:stop],
+                use_cache=False,
+            )
+        rows.append(out.logits[0])
+        seen.append(recorder)
+    _refuse_bypass(module, seen[1])
+
+    actual = torch.cat(rows).float()
+    error = ((actual - expected).abs().max() / expected.abs().max()).item()
+    tolerance = TOLERANCE.get(module.dtype, 1e-1)
+    if not error <= tolerance:
+        raise ModelError(
+            f"{type(module).__name__} computes other logits through pard-rt's attention",
+            f"a relative difference to eager attention of at most {tolerance:g}",
+            f"{error:.3g}",
+            "its attention does something of its own; report the architecture",
+        )
+    (num_kv_heads, head_dim), *_ = seen[1].shapes
+    windows = tuple(seen[1].calls[layer].sliding_window for layer in sorted(seen[1].calls))
+    return CacheLayout(len(windows), num_kv_heads, head_dim, windows)
+
+
+def _refuse_bypass(module: Any, seen: _Recorder) -> None:
+    """Refuse modules with layers, windows or shapes that do not come through the seam."""
+    config = module.config
+    problem, expected, actual = "", "", ""
+    layers = config.num_hidden_layers
+    if sorted(seen.calls) != list(range(layers)):
+        problem = "some layers do not call their attention through transformers' registry"
+        expected, actual = f"layers 0..{layers - 1}", f"layers {sorted(seen.calls)}"
+    elif len(seen.shapes) != 1:
+        problem = "keys and values differ in shape between layers or from each other"
+        expected, actual = "one (heads, size) for all", str(sorted(seen.shapes))
+    else:
+        kinds = getattr(config, "layer_types", None) or []
+        silent = [
+            layer
+            for layer, kind in enumerate(kinds)
+            if kind == "sliding_attention" and seen.calls[layer].sliding_window is None
+        ]
+        if silent:
+            problem = "a sliding window is applied where pard-rt cannot see it"
+            expected, actual = "sliding_window passed to the attention", f"none in layers {silent}"
+    if problem:
+        raise ModelError(
+            f"{type(module).__name__}: {problem}", expected, actual, "use another architecture"
+        )

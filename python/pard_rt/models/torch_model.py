@@ -1,0 +1,126 @@
+"""`TorchModel`: a transformers decoder as a `Model`, on any PyTorch device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pard_rt._core import ForwardItem, Model, ModelInfo
+from pard_rt.errors import InvalidArgumentError
+from pard_rt.loading import LoadedModel
+from pard_rt.models.attention import PackedRows, Segment, SequenceCache, attending
+from pard_rt.models.probe import adopt
+
+
+class TorchModel(Model):
+    """A causal language model with a KV cache per sequence, run by PyTorch.
+
+    All rows of a batch go through the module as one packed row of tokens: weights are read once,
+    nothing is padded, and the LM head runs on the rows asked for only.
+
+    Parameters
+    ----------
+    loaded
+        What `pard_rt.loading.load` returned. The module is adopted: its attention goes through
+        pard-rt from now on, proven equal to eager attention here.
+
+    Raises
+    ------
+    ModelError
+        The module's attention cannot be honoured (see `pard_rt.models.probe.adopt`).
+    """
+
+    def __init__(self, loaded: LoadedModel) -> None:
+        super().__init__()
+        facts = loaded.facts
+        self.layout = adopt(loaded.module, facts.max_length)
+        self._module = loaded.module
+        self._device = loaded.module.device
+        self._num_embeddings = loaded.module.get_input_embeddings().weight.shape[0]
+        self._caches: dict[int, SequenceCache] = {}
+        self._info = ModelInfo(
+            name=facts.name,
+            vocab_size=facts.vocab_size,
+            max_length=facts.max_length,
+            num_tokens=facts.num_tokens,
+            vocabulary_id=facts.vocabulary_id,
+        )
+
+    def info(self) -> ModelInfo:
+        """Name, sizes and vocabulary of the model."""
+        return self._info
+
+    @torch.inference_mode()
+    def forward(self, batch: Sequence[ForwardItem]) -> Tensor | None:
+        """Run the new tokens of some sequences, no sequence twice.
+
+        Writes the keys and values of the tokens at past_length and behind; what a cache held there
+        before is void.
+
+        Parameters
+        ----------
+        batch
+            Items with ``tokens`` (token ids [R]), ``past_length`` (rows of the sequence's cache
+            that are good) and ``num_rows`` (logits wanted for the last so many tokens).
+
+        Returns
+        -------
+        Tensor or None
+            Logits [sum of num_rows, vocab_size] in batch order, in the module's dtype, on its
+            device; None where no rows were asked for.
+
+        Raises
+        ------
+        InvalidArgumentError
+            A token outside the embedding, or a sequence longer than max_length.
+        """
+        tokens = [np.asarray(item.tokens, dtype=np.int64) for item in batch]
+        segments, positions, wanted = [], [], []
+        start = 0
+        for item, new in zip(batch, tokens, strict=True):
+            self._check(item, new)
+            stop = start + len(new)
+            cache = self._caches.setdefault(item.sequence, SequenceCache(self._info.max_length))
+            segments.append(Segment(cache, item.past_length, start, stop))
+            positions.append(np.arange(item.past_length, item.past_length + len(new)))
+            wanted.append(np.arange(stop - item.num_rows, stop))
+            start = stop
+        if start == 0:
+            return None
+        rows = np.concatenate(wanted)
+        with attending(PackedRows(segments)):
+            out = self._module(
+                input_ids=self._row(tokens)[None],
+                position_ids=self._row(positions)[None],
+                use_cache=False,
+                logits_to_keep=torch.from_numpy(rows).to(self._device),
+            )
+        return out.logits[0] if len(rows) else None
+
+    def release(self, sequence: int) -> None:
+        """Free what is kept for a sequence; unknown ids are ignored."""
+        self._caches.pop(sequence, None)
+
+    def _row(self, parts: list[np.ndarray[Any, Any]]) -> Tensor:
+        return torch.from_numpy(np.concatenate(parts)).to(self._device)
+
+    def _check(self, item: ForwardItem, tokens: np.ndarray[Any, Any]) -> None:
+        length = item.past_length + len(tokens)
+        if length > self._info.max_length:
+            raise InvalidArgumentError(
+                f"sequence {item.sequence} is too long for {self._info.name}",
+                f"at most {self._info.max_length} positions",
+                str(length),
+                "shorten the prompt or allow fewer new tokens",
+            )
+        if len(tokens) and (tokens.min() < 0 or tokens.max() >= self._num_embeddings):
+            raise InvalidArgumentError(
+                f"a token of sequence {item.sequence} is outside the embedding",
+                f"ids 0..{self._num_embeddings - 1}",
+                f"ids {tokens.min()}..{tokens.max()}",
+                "check that the tokenizer belongs to this model",
+            )

@@ -1,0 +1,95 @@
+"""What a tokenizer's ids stand for: digests to compare tokenizers, and the bytes of each token."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+from pard_rt.errors import ModelError
+
+
+def special_token_ids(tokenizer: Any) -> set[int]:
+    """Ids of the tokens that stand for no text."""
+    added: dict[int, Any] = tokenizer.added_tokens_decoder
+    return {*tokenizer.all_special_ids, *(i for i, token in added.items() if token.special)}
+
+
+def digest_vocabulary(vocabulary: Mapping[str, int], left_out: Collection[int] = ()) -> str:
+    """Digest of a token-to-id map without some ids; empty for an empty map.
+
+    Special tokens and the mask token are left out of a model's digest: they stand for no text, a
+    draft may have a mask token that its target lacks, and verification is exact either way.
+    """
+    entries = sorted((i, token) for token, i in vocabulary.items() if i not in left_out)
+    if not entries:
+        return ""
+    text = json.dumps(entries, ensure_ascii=True, separators=(",", ":"))
+    return "sha256:" + hashlib.sha256(text.encode("ascii")).hexdigest()
+
+
+def count_tokens(vocabulary: Mapping[str, int], mask_token_id: int | None = None) -> int:
+    """One more than the largest id in use, the mask token left out; 0 for an empty map."""
+    return 1 + max((i for i in vocabulary.values() if i != mask_token_id), default=-1)
+
+
+def token_bytes(tokenizer: Any, count: int) -> list[bytes]:
+    """Return the bytes of token ids 0..count-1, empty for special and unused ids.
+
+    Raises
+    ------
+    ModelError
+        The tokenizer's decoder is neither byte-level nor of the SentencePiece kind.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    decoders = set() if backend is None else _decoder_types(json.loads(backend.to_str())["decoder"])
+    special = special_token_ids(tokenizer)
+    added = tokenizer.added_tokens_decoder
+    if "ByteLevel" in decoders:
+        to_byte = _byte_level_alphabet()
+    elif decoders & {"ByteFallback", "Metaspace", "Replace"}:
+        to_byte = None
+    else:
+        raise ModelError(
+            "the bytes of this tokenizer's tokens cannot be told",
+            "a byte-level or SentencePiece-like tokenizer.json",
+            f"decoder {', '.join(sorted(decoders)) or 'none'}",
+            "use a model with a fast tokenizer of one of these kinds",
+        )
+    table = [b""] * count
+    for token, i in tokenizer.get_vocab().items():
+        if i >= count or i in special:
+            continue
+        if i in added:
+            table[i] = token.encode("utf-8")
+        elif to_byte is not None:
+            table[i] = b"".join(to_byte.get(char) or char.encode("utf-8") for char in token)
+        else:
+            table[i] = _piece_bytes(token)
+    return table
+
+
+def _decoder_types(decoder: Any) -> set[str]:
+    return set(_walk_types(decoder))
+
+
+def _walk_types(decoder: Any) -> Iterator[str]:
+    if decoder:
+        yield decoder["type"]
+        for part in decoder.get("decoders", ()):
+            yield from _walk_types(part)
+
+
+def _piece_bytes(token: str) -> bytes:
+    if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
+        return bytes([int(token[3:5], 16)])
+    return token.replace("\u2581", " ").encode("utf-8")
+
+
+def _byte_level_alphabet() -> dict[str, bytes]:
+    """Byte-level BPE's characters: printable Latin-1 as itself, the rest from U+0100 in order."""
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = (byte for byte in range(256) if byte not in printable)
+    alphabet = {chr(byte): bytes([byte]) for byte in printable}
+    return alphabet | {chr(0x100 + n): bytes([byte]) for n, byte in enumerate(others)}

@@ -1,0 +1,70 @@
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "pard/logits.h"
+#include "pard/types.h"
+
+namespace pard {
+
+// How a graph takes its past: docs/onnx-folder.md draws both.
+enum class GraphForm : std::uint8_t {
+  portable,  // standard operators: the past is read-only, new rows come out
+  gqa,       // GroupQueryAttention: one buffer is past and present
+};
+
+// The names of a graph's inputs and outputs. `%d` in a name counts layers; an empty name is an
+// input this form does not have.
+struct GraphNames {
+  std::string input_ids;
+  std::string position_ids;
+  std::string attention_bias;         // added to the attention scores
+  std::string attention_mask;         // ones for every row that counts, as the builder has it
+  std::string seqlens_k;              // past + new rows - 1
+  std::string total_sequence_length;  // past + new rows
+  std::string num_logits;             // absent: logits come for every row
+  std::string past_key;
+  std::string past_value;
+  std::string logits;
+  std::string new_key;
+  std::string new_value;
+};
+
+// What one folder says about its model: the contract its graph must keep.
+struct FolderContract {
+  std::string file;  // where this was read
+  std::string name;
+  std::string graph;  // file name of the graph
+  GraphForm form = GraphForm::portable;
+  GraphNames names;
+  bool from_builder = false;  // a folder of onnxruntime-genai's model builder
+
+  std::int64_t num_layers = 0;
+  std::int64_t num_kv_heads = 0;
+  std::int64_t head_dim = 0;
+  std::int64_t vocab_size = 0;
+  std::int64_t max_length = 0;
+  std::optional<DType> kv_dtype;      // absent: the graph's own
+  std::optional<DType> logits_dtype;  // absent: the graph's own
+  std::optional<std::int64_t> num_tokens;
+  std::string vocabulary_id;
+  std::optional<Token> bos_token_id;
+  std::vector<Token> eos_token_ids;
+  std::optional<Token> mask_token_id;
+  std::string weights;  // fp32, fp16, int8, int4; empty: unknown
+};
+
+// Read pard_rt.json, genai_config.json. Throw FolderError, naming `file`, for what is no such
+// thing.
+FolderContract parse_pard_contract(std::string_view text, const std::string& file);
+FolderContract parse_builder_contract(std::string_view text, const std::string& file);
+
+// Reads whichever of the two a folder has; pard_rt.json where it has both. Throws FolderError.
+FolderContract read_folder(const std::filesystem::path& folder);
+
+}  // namespace pard

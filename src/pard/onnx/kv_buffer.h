@@ -1,0 +1,63 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+
+#include "session.h"
+
+namespace pard {
+
+// How the keys (or values) of one layer lie in a buffer of S rows.
+enum class KvLayout : std::uint8_t {
+  rows_first,   // [S, H, D]: a past is a prefix of the buffer
+  heads_first,  // [H, S, D]: every head has its own run of rows
+};
+
+struct KvShape {
+  std::int64_t num_layers = 0;
+  std::int64_t num_heads = 0;
+  std::int64_t head_dim = 0;
+  std::size_t element_size = 0;
+  KvLayout layout = KvLayout::rows_first;
+
+  std::size_t row_bytes() const {
+    return static_cast<std::size_t>(num_heads * head_dim) * element_size;
+  }
+};
+
+// The keys and values of one sequence, in one block:
+//
+//   layer 0 keys | layer 0 values | layer 1 keys | ...      each of `capacity` rows
+//
+// Host memory grows geometrically and keeps its rows. Device memory, which cannot be copied through
+// ONNX Runtime's older interfaces, takes its full length at once.
+class KvBuffer {
+ public:
+  using Allocate = std::function<MemoryBlock(std::size_t bytes)>;
+
+  KvBuffer(const KvShape& shape, std::int64_t max_rows, bool growable)
+      : shape_(shape), max_rows_(max_rows), growable_(growable) {}
+
+  // Makes room for `rows` rows, at most max_rows; the first `kept` rows keep their contents. True
+  // where the buffer has moved. On an exception nothing has changed.
+  bool reserve(std::int64_t rows, std::int64_t kept, const Allocate& allocate);
+
+  std::int64_t capacity() const { return capacity_; }
+
+  // Layer after layer, keys before values: 2 * num_layers parts.
+  std::byte* part(std::size_t index) const {
+    return block_.data() + index * static_cast<std::size_t>(capacity_) * shape_.row_bytes();
+  }
+
+ private:
+  void copy_rows(const KvBuffer& from, std::int64_t rows) const;
+
+  KvShape shape_;
+  std::int64_t max_rows_;
+  bool growable_;
+  std::int64_t capacity_ = 0;
+  MemoryBlock block_;
+};
+
+}  // namespace pard

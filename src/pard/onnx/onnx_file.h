@@ -1,0 +1,27 @@
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <map>
+#include <set>
+#include <string>
+#include <string_view>
+
+namespace pard {
+
+// What can be told about a .onnx file without loading its weights.
+struct OnnxFileSummary {
+  std::set<std::string> op_types;  // of the graph's own nodes; subgraphs are not entered
+
+  // Files with weights that lie beside the graph, and the bytes each must have at least.
+  std::map<std::string, std::uint64_t> external_data;
+};
+
+// Walks the protobuf of a model without touching the weights in it. Throws FolderError, naming
+// `file`, where it is truncated or something else altogether.
+OnnxFileSummary summarize_onnx(std::string_view bytes, const std::string& file);
+
+// The same for a file on disk; the files its weights lie in must be there and long enough.
+OnnxFileSummary check_onnx_file(const std::filesystem::path& path);
+
+}  // namespace pard

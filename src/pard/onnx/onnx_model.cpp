@@ -1,0 +1,228 @@
+#include "onnx_model.h"
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <limits>
+#include <string_view>
+#include <utility>
+
+#include "onnx_file.h"
+#include "pard/error.h"
+
+namespace pard {
+
+namespace {
+
+// A prompt's rows per run where logits come for all of them: those are to stay below this.
+constexpr std::size_t max_logits_bytes = std::size_t{64} << 20;
+constexpr std::int64_t fewest_rows_per_run = 32;
+
+constexpr std::array<std::int64_t, 11> static_rows = {1, 3, 5, 9, 13, 16, 24, 32, 64, 128, 256};
+
+// Exact ones give the same row twice up to another order of summation; int4 and int8 kernels
+// differ by what a rounded activation makes.
+constexpr double exact_difference = 1e-3;
+constexpr double quantized_difference = 0.2;
+constexpr double no_difference_f32 = 1e-5;
+constexpr double no_difference_f16 = 4e-3;
+
+bool contains_any(const std::set<std::string>& op_types,
+                  std::initializer_list<const char*> wanted) {
+  return std::any_of(wanted.begin(), wanted.end(),
+                     [&](const char* op) { return op_types.contains(op); });
+}
+
+FolderContract open_contract(const std::filesystem::path& folder, const OnnxModelOptions& options) {
+  FolderContract contract = read_folder(folder);
+  const OnnxFileSummary summary = check_onnx_file(folder / contract.graph);
+  for (const char* op : {"DynamicQuantizeLinear", "DynamicQuantizeMatMul"}) {
+    if (options.is_target && summary.op_types.contains(op)) {
+      throw ModelError({"Model '" + contract.name + "' cannot be a target",
+                        "rows that do not depend on the tokens behind them",
+                        "dynamic quantization (" + std::string(op) +
+                            "), whose scale covers all rows, rejected ones included",
+                        "Quantize the weights alone: int4 or int8."});
+    }
+  }
+  if (contract.weights.empty() &&
+      contains_any(summary.op_types, {"MatMulNBits", "MatMulInteger", "QMoE"})) {
+    contract.weights = "int4";
+  }
+  if (options.max_length) {
+    if (*options.max_length < 2 || *options.max_length > contract.max_length) {
+      throw InvalidArgument(
+          {"max_length cannot be used", "2 to " + std::to_string(contract.max_length),
+           std::to_string(*options.max_length), "The folder of the model sets the limit."});
+    }
+    contract.max_length = *options.max_length;
+  }
+  return contract;
+}
+
+}  // namespace
+
+OnnxModel::OnnxModel(const std::filesystem::path& folder, const OnnxModelOptions& options,
+                     const OrtSearch& search)
+    : OnnxModel(folder, options, OrtLibrary::open(search, options.session.provider)) {}
+
+OnnxModel::OnnxModel(const std::filesystem::path& folder, const OnnxModelOptions& options,
+                     std::shared_ptr<const OrtLibrary> library)
+    : library_(std::move(library)),
+      contract_(open_contract(folder, options)),
+      session_(library_, folder / contract_.graph, options.session),
+      types_(check_graph(contract_, session_)),
+      static_shapes_(options.static_shapes.value_or(options.session.provider == "migraphx")),
+      is_target_(options.is_target),
+      quantized_(contract_.weights == "int4" || contract_.weights == "int8"),
+      runner_(session_, contract_, types_, static_shapes_) {
+  if (static_shapes_ && contract_.form != GraphForm::portable) {
+    throw InvalidArgument({"Model '" + contract_.name + "' cannot run with static shapes",
+                           "the portable form", "the gqa form",
+                           "Export it with: pard-rt export --form portable."});
+  }
+  pads_single_rows_ = options.exact && quantized_;
+  info_.name = contract_.name;
+  info_.vocab_size = contract_.vocab_size;
+  info_.max_length = contract_.max_length - (pads_single_rows_ ? 1 : 0);
+  info_.num_tokens = contract_.num_tokens;
+  info_.vocabulary_id = contract_.vocabulary_id;
+
+  max_rows_per_run_ = std::numeric_limits<std::int64_t>::max();
+  if (contract_.names.num_logits.empty()) {
+    const std::size_t row = static_cast<std::size_t>(info_.vocab_size) * size_of(types_.logits);
+    max_rows_per_run_ =
+        std::max(fewest_rows_per_run, static_cast<std::int64_t>(max_logits_bytes / row));
+  } else if (static_shapes_) {
+    max_rows_per_run_ = static_rows.back();
+  }
+  if (options.probe) {
+    probe();
+  }
+}
+
+ProbeReport OnnxModel::probe() {
+  const bool half = types_.kv == DType::f16 || types_.logits == DType::f16;
+  const bool rough = half || quantized_ || !is_target_;
+  constexpr double unlimited = std::numeric_limits<double>::infinity();
+  const double none = half ? no_difference_f16 : no_difference_f32;
+  return probe_model(*this, {.single_rows = rough ? quantized_difference : exact_difference,
+                             .rewinding = is_target_ ? none : quantized_difference,
+                             .rejected_rows = is_target_ ? none : unlimited});
+}
+
+void OnnxModel::check_item(const ForwardItem& item) const {
+  const auto num_tokens = static_cast<std::int64_t>(item.tokens.size());
+  if (num_tokens == 0 || item.past_length < 0 || item.num_rows < 0 || item.num_rows > num_tokens) {
+    throw InvalidArgument({"A forward of model '" + info_.name + "' makes no sense",
+                           "tokens, a past of 0 or more rows, and no more logits than tokens",
+                           std::to_string(num_tokens) + " tokens, a past of " +
+                               std::to_string(item.past_length) + " and " +
+                               std::to_string(item.num_rows) + " rows",
+                           "See Model::forward."});
+  }
+  if (item.past_length > info_.max_length - num_tokens) {
+    throw InvalidArgument({"A sequence is too long for model '" + info_.name + "'",
+                           "at most " + std::to_string(info_.max_length) + " rows",
+                           std::to_string(item.past_length) + " + " + std::to_string(num_tokens),
+                           "Shorten the prompt, or export with a larger max_length."});
+  }
+  if (item.past_length > 0 && !caches_.contains(item.sequence)) {
+    throw InvalidArgument(
+        {"Model '" + info_.name + "' has not seen sequence " + std::to_string(item.sequence),
+         "a past of 0", std::to_string(item.past_length), "Feed a sequence from its first token."});
+  }
+  for (const Token token : item.tokens) {
+    if (token < 0 || token >= info_.vocab_size) {
+      throw InvalidArgument({"Model '" + info_.name + "' has no such token",
+                             "an id from 0 to " + std::to_string(info_.vocab_size - 1),
+                             std::to_string(token), "Use the tokenizer of this model."});
+    }
+  }
+}
+
+std::int64_t OnnxModel::padding_for(std::int64_t rows) const {
+  if (pads_single_rows_ && rows == 1) {
+    return static_shapes_ ? static_rows[1] - 1 : 1;
+  }
+  const auto* size = std::lower_bound(static_rows.begin(), static_rows.end(), rows);
+  return static_shapes_ && size != static_rows.end() ? *size - rows : 0;
+}
+
+void OnnxModel::plan(const ForwardItem& item) {
+  const auto num_tokens = static_cast<std::int64_t>(item.tokens.size());
+  const std::int64_t first_wanted = num_tokens - item.num_rows;
+  for (std::int64_t begin = 0; begin < num_tokens;) {
+    const std::int64_t end = begin + std::min(max_rows_per_run_, num_tokens - begin);
+    Planned planned;
+    planned.sequence = item.sequence;
+    planned.run.past_length = item.past_length + begin;
+    planned.run.tokens =
+        item.tokens.subspan(static_cast<std::size_t>(begin), static_cast<std::size_t>(end - begin));
+    planned.run.num_padding = padding_for(end - begin);
+    planned.wanted = std::max<std::int64_t>(0, end - std::max(begin, first_wanted));
+
+    const std::int64_t rows = planned.run.num_rows();
+    const std::int64_t fewest = pads_single_rows_ ? 2 : 1;  // the LM head has a kernel for one, too
+    const std::int64_t asked = planned.wanted + planned.run.num_padding;
+    planned.run.num_logits = contract_.names.num_logits.empty() ? rows : std::max(fewest, asked);
+    planned.lead = planned.run.num_logits - asked;
+    plan_.push_back(planned);
+    begin = end;
+  }
+}
+
+std::byte* OnnxModel::logits_row(std::int64_t row) const {
+  return logits_.get() + static_cast<std::size_t>(row) *
+                             static_cast<std::size_t>(info_.vocab_size) * size_of(types_.logits);
+}
+
+void OnnxModel::reserve_logits(std::int64_t rows) {
+  if (rows <= logits_capacity_) {
+    return;
+  }
+  const std::int64_t capacity = std::max(rows, 2 * logits_capacity_);
+  logits_ = std::make_unique_for_overwrite<std::byte[]>(
+      static_cast<std::size_t>(capacity * info_.vocab_size) * size_of(types_.logits));
+  logits_capacity_ = capacity;
+}
+
+LogitsView OnnxModel::forward(std::span<const ForwardItem> batch) {
+  plan_.clear();
+  for (const ForwardItem& item : batch) {
+    check_item(item);
+    plan(item);
+  }
+  // A run writes its logits behind the rows of those before it. Rows nobody asked for that come
+  // first stay in front of the view for the first run, and are closed up for later ones.
+  std::int64_t next = 0;
+  std::int64_t capacity = 1;
+  std::int64_t view_begin = 0;
+  for (Planned& planned : plan_) {
+    planned.first_row = next;
+    capacity = std::max(capacity, next + planned.run.num_logits);
+    if (planned.wanted > 0 && next == 0) {
+      view_begin = next = planned.lead;
+      planned.lead = 0;
+    }
+    next += planned.wanted;
+  }
+  reserve_logits(capacity);
+
+  for (Planned& planned : plan_) {
+    auto found = caches_.find(planned.sequence);
+    if (found == caches_.end()) {
+      found = caches_.emplace(planned.sequence, runner_.make_cache()).first;
+    }
+    planned.run.logits = logits_row(planned.first_row);
+    runner_.run(found->second, planned.run);
+    if (planned.wanted > 0 && planned.lead > 0) {
+      std::memmove(logits_row(planned.first_row), logits_row(planned.first_row + planned.lead),
+                   static_cast<std::size_t>(logits_row(planned.wanted) - logits_row(0)));
+    }
+  }
+  return {logits_row(view_begin), types_.logits,    Device::cpu,
+          next - view_begin,      info_.vocab_size, info_.vocab_size};
+}
+
+}  // namespace pard

@@ -1,0 +1,104 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "folder.h"
+#include "graph_runner.h"
+#include "ort_api.h"
+#include "pard/model.h"
+#include "probe.h"
+#include "session.h"
+
+namespace pard {
+
+struct OnnxModelOptions {
+  SessionOptions session;
+
+  // Rows one sequence may have; absent: what the folder says, which is also the most.
+  std::optional<std::int64_t> max_length;
+
+  // A row gets the same logits whether it comes alone or among others: where a quantized graph has
+  // another kernel for single rows, those run as two.
+  bool exact = true;
+
+  // Rows and pasts of few sizes, the rest padded or masked, for providers that compile a graph for
+  // every shape; portable form only. Absent: for migraphx.
+  std::optional<bool> static_shapes;
+
+  bool is_target = true;  // refuses what a draft may do: let a rejected token change other rows
+  bool probe = true;      // try the graph once on opening; costs a handful of small forwards
+};
+
+// A Model over an ONNX folder (docs/onnx-folder.md), on any provider of ONNX Runtime. Sequences of
+// a batch run one after the other. Logits come back in host memory.
+class OnnxModel final : public Model {
+ public:
+  // Throws FolderError for a folder that cannot be opened, RuntimeMissing where there is no ONNX
+  // Runtime for it, InvalidArgument for options out of range, ModelError for a graph that ONNX
+  // Runtime refuses or that the probe finds unfit.
+  explicit OnnxModel(const std::filesystem::path& folder, const OnnxModelOptions& options = {},
+                     const OrtSearch& search = {});
+  OnnxModel(const std::filesystem::path& folder, const OnnxModelOptions& options,
+            std::shared_ptr<const OrtLibrary> library);
+  OnnxModel(const OnnxModel&) = delete;
+  OnnxModel& operator=(const OnnxModel&) = delete;
+
+  const ModelInfo& info() const override { return info_; }
+  LogitsView forward(std::span<const ForwardItem> batch) override;
+  void release(SequenceId sequence) noexcept override { caches_.erase(sequence); }
+
+  // What the folder says: mask token, end-of-sequence ids, ...
+  const FolderContract& contract() const { return contract_; }
+  const OrtLibrary& library() const { return *library_; }
+
+  // True where single rows run as two; it costs the last position of max_length.
+  bool pads_single_rows() const { return pads_single_rows_; }
+
+  // Tries the graph: see ProbeReport. Throws ModelError where it is unfit. Sequences in use are not
+  // touched.
+  ProbeReport probe();
+
+ private:
+  // A run, and which of its logits rows were asked for: [lead, lead + wanted).
+  struct Planned {
+    SequenceId sequence = 0;
+    GraphRun run;
+    std::int64_t wanted = 0;
+    std::int64_t lead = 0;
+    std::int64_t first_row = 0;  // of the logits buffer, where the run writes
+  };
+
+  void check_item(const ForwardItem& item) const;
+  void plan(const ForwardItem& item);
+  std::int64_t padding_for(std::int64_t rows) const;
+  void reserve_logits(std::int64_t rows);
+  std::byte* logits_row(std::int64_t row) const;
+
+  std::shared_ptr<const OrtLibrary> library_;
+  FolderContract contract_;
+  Session session_;
+  GraphTypes types_;
+  ModelInfo info_;
+  bool pads_single_rows_ = false;
+  bool static_shapes_ = false;
+  bool is_target_ = true;
+  bool quantized_ = false;
+  std::int64_t max_rows_per_run_ = 0;
+  GraphRunner runner_;
+  std::unordered_map<SequenceId, SequenceCache> caches_;
+
+  // Buffers of a forward, kept between them.
+  std::vector<Planned> plan_;
+  std::unique_ptr<std::byte[]> logits_;
+  std::int64_t logits_capacity_ = 0;
+};
+
+}  // namespace pard

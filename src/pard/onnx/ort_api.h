@@ -1,0 +1,146 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace pard::ort {
+
+// ONNX Runtime's C API as far as this project calls it. Its function table only ever grows at the
+// end, so that an index, once public, holds for every later version; no header is needed.
+
+struct Allocator;
+struct CudaOptions;
+struct Env;
+struct MemoryInfo;
+struct RunOptions;
+struct Session;
+struct SessionOptions;
+struct Status;
+struct TensorInfo;
+struct TypeInfo;
+struct Value;
+
+enum class ElementType : int { f32 = 1, i32 = 6, i64 = 7, f16 = 10 };
+enum class LogLevel : int { fatal = 4 };
+
+struct Api {
+  const char* (*get_error_message)(const Status*);
+  Status* (*create_env)(LogLevel, const char* id, Env**);
+  Status* (*create_session)(const Env*, const char* path, const SessionOptions*, Session**);
+  Status* (*run)(Session*, const RunOptions*, const char* const* input_names,
+                 const Value* const* inputs, std::size_t num_inputs,
+                 const char* const* output_names, std::size_t num_outputs, Value** outputs);
+  Status* (*create_session_options)(SessionOptions**);
+  Status* (*set_graph_optimization_level)(SessionOptions*, int);
+  Status* (*set_intra_op_num_threads)(SessionOptions*, int);
+  Status* (*get_input_count)(const Session*, std::size_t*);
+  Status* (*get_output_count)(const Session*, std::size_t*);
+  Status* (*get_input_type_info)(const Session*, std::size_t, TypeInfo**);
+  Status* (*get_output_type_info)(const Session*, std::size_t, TypeInfo**);
+  Status* (*get_input_name)(const Session*, std::size_t, Allocator*, char**);
+  Status* (*get_output_name)(const Session*, std::size_t, Allocator*, char**);
+  Status* (*create_tensor_with_data)(const MemoryInfo*, void*, std::size_t bytes,
+                                     const std::int64_t* shape, std::size_t rank, ElementType,
+                                     Value**);
+  Status* (*cast_type_info_to_tensor_info)(const TypeInfo*, const TensorInfo**);
+  Status* (*get_element_type)(const TensorInfo*, ElementType*);
+  Status* (*get_dimensions_count)(const TensorInfo*, std::size_t*);
+  Status* (*get_dimensions)(const TensorInfo*, std::int64_t*, std::size_t);
+  Status* (*create_memory_info)(const char* name, int allocator_type, int device, int memory_type,
+                                MemoryInfo**);
+  Status* (*allocator_alloc)(Allocator*, std::size_t, void**);
+  Status* (*allocator_free)(Allocator*, void*);
+  Status* (*get_default_allocator)(Allocator**);
+  void (*release_env)(Env*);
+  void (*release_status)(Status*);
+  void (*release_memory_info)(MemoryInfo*);
+  void (*release_session)(Session*);
+  void (*release_value)(Value*);
+  void (*release_type_info)(TypeInfo*);
+  void (*release_session_options)(SessionOptions*);
+  Status* (*get_available_providers)(char***, int*);
+  Status* (*release_available_providers)(char**, int);
+  Status* (*add_session_config_entry)(SessionOptions*, const char* key, const char* value);
+  Status* (*create_allocator)(const Session*, const MemoryInfo*, Allocator**);
+  void (*release_allocator)(Allocator*);
+  Status* (*append_cuda)(SessionOptions*, const CudaOptions*);
+  Status* (*create_cuda_options)(CudaOptions**);
+  Status* (*update_cuda_options)(CudaOptions*, const char* const* keys, const char* const* values,
+                                 std::size_t);
+  void (*release_cuda_options)(CudaOptions*);
+  Status* (*append_provider)(SessionOptions*, const char* name, const char* const* keys,
+                             const char* const* values, std::size_t);
+};
+
+// What a library exports.
+struct ApiBase {
+  const void* const* (*get_api)(std::uint32_t version);
+  const char* (*get_version_string)();
+};
+
+Api load_api(const void* const* table);
+
+// Owns one of ONNX Runtime's objects.
+template <class T>
+using Handle = std::unique_ptr<T, void (*)(T*)>;
+
+}  // namespace pard::ort
+
+namespace pard {
+
+// Where to look for ONNX Runtime; the first place that has it with the provider wins.
+struct OrtSearch {
+  std::string path;  // a library, or a directory with libraries; given: nothing else is tried
+  std::vector<std::string> directories;  // site-packages directories, where wheels lie
+};
+
+// One ONNX Runtime library, opened at run time. It stays loaded until the process ends.
+class OrtLibrary {
+ public:
+  static constexpr std::uint32_t api_version = 20;  // ONNX Runtime 1.20 and later
+
+  // Tries search.path; without one the environment variable PARD_RT_ONNXRUNTIME, then
+  // search.directories, then what the system's loader finds. `provider` is cpu, cuda, migraphx or
+  // rocm. Throws RuntimeMissing where no library is usable or none has the provider, and
+  // InvalidArgument for another provider's name.
+  static std::shared_ptr<const OrtLibrary> open(const OrtSearch& search = {},
+                                                std::string_view provider = "cpu");
+
+  OrtLibrary(const OrtLibrary&) = delete;
+  OrtLibrary& operator=(const OrtLibrary&) = delete;
+
+  const std::string& path() const { return path_; }
+  const std::string& version() const { return version_; }
+
+  // Names as above and as ONNX Runtime's own for others; compiled in, which does not say that they
+  // work on this machine.
+  const std::vector<std::string>& providers() const { return providers_; }
+  bool has_provider(std::string_view provider) const;
+
+  const ort::Api& api() const { return api_; }
+  const ort::Env* env() const { return env_.get(); }
+
+  // A function the library exports by name; null where it does not.
+  void* symbol(const char* name) const;
+
+  // Throws ModelError with ONNX Runtime's own message where `status` is one. `what` completes "ONNX
+  // Runtime could not ...".
+  void check(ort::Status* status, std::string_view what,
+             const char* remedy = "Its message says what is wrong with graph or machine.") const;
+
+ private:
+  explicit OrtLibrary(const std::string& path);
+
+  std::string path_;
+  std::string version_;
+  void* handle_ = nullptr;
+  ort::Api api_{};
+  ort::Handle<ort::Env> env_{nullptr, nullptr};
+  std::vector<std::string> providers_;
+};
+
+}  // namespace pard

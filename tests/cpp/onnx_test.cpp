@@ -1,0 +1,628 @@
+// Models over ONNX folders. What needs no ONNX Runtime always runs; the rest needs two variables
+// and says so where they are not set:
+//
+//   PARD_TEST_GRAPHS      what tests/cpp/onnx/make_graphs.py wrote
+//   PARD_RT_ONNXRUNTIME   libonnxruntime.so.1.x.y, or the directory it lies in
+#include "pard/onnx/onnx_model.h"
+
+#include <doctest/doctest.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "pard/composed_executor.h"
+#include "pard/decoder.h"
+#include "pard/draft.h"
+#include "pard/error.h"
+#include "pard/onnx/json.h"
+#include "pard/onnx/kv_buffer.h"
+#include "pard/onnx/onnx_file.h"
+
+namespace pard {
+namespace {
+
+namespace fs = std::filesystem;
+
+// A directory of this process's own, gone at the end of the scope.
+class Scratch {
+ public:
+  Scratch() : path_(fs::temp_directory_path() / ("pard_onnx_" + std::to_string(::getpid()))) {
+    fs::create_directories(path_);
+  }
+  ~Scratch() {
+    std::error_code ignored;
+    fs::remove_all(path_, ignored);
+  }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+
+  const fs::path& path() const { return path_; }
+
+  void write(const std::string& name, const std::string& text) const {
+    std::ofstream(path_ / name, std::ios::binary) << text;
+  }
+
+ private:
+  fs::path path_;
+};
+
+std::string read(const fs::path& path) {
+  std::ifstream stream(path, std::ios::binary);
+  return {std::istreambuf_iterator<char>(stream), std::istreambuf_iterator<char>()};
+}
+
+std::string replaced(std::string text, const std::string& old, const std::string& now) {
+  const std::size_t at = text.find(old);
+  REQUIRE(at != text.npos);
+  return text.replace(at, old.size(), now);
+}
+
+// What an error says, all parts of it; empty where none is thrown.
+template <class E, class F>
+std::string message_of(const F& action) {
+  try {
+    action();
+  } catch (const E& error) {
+    return error.what();
+  }
+  return "";
+}
+
+bool mentions(const std::string& text, const std::string& part) {
+  return text.find(part) != text.npos;
+}
+
+constexpr const char* contract_text = R"({
+  "format_version": 1, "name": "m", "form": "gqa", "model": "model.onnx", "num_layers": 2,
+  "num_kv_heads": 2, "head_dim": 8, "kv_dtype": "float32", "logits_dtype": "float16",
+  "vocab_size": 64, "num_tokens": 60, "max_length": 100, "vocabulary_id": "", "unknown": [{}],
+  "bos_token_id": null, "eos_token_ids": [1, 2], "mask_token_id": 59, "weights": "int4"})";
+
+TEST_CASE("json: values, escapes and numbers") {
+  const json::Value value =
+      json::parse(" {\"a\\n\\u00e9\\ud83d\\ude00\": [1, -2.5e1, true, null, \"\"], \"b\": {}} ");
+  const auto* list = value.find("a\n\xC3\xA9\xF0\x9F\x98\x80");
+  REQUIRE(list != nullptr);
+  const auto& items = *list->as<json::Value::Array>();
+  CHECK(*items[0].as<std::int64_t>() == 1);
+  CHECK(*items[1].as<double>() == -25.0);
+  CHECK(*items[2].as<bool>());
+  CHECK(items[3].is_null());
+  CHECK(value.find("c") == nullptr);
+  CHECK(*json::parse("-9223372036854775808").as<std::int64_t>() == INT64_MIN);
+  CHECK(json::parse("9223372036854775808").kind() == "a fraction");
+}
+
+TEST_CASE("json: what is not strictly JSON is refused") {
+  for (const char* text : {"",
+                           "{",
+                           "[1,]",
+                           "{\"a\":1,}",
+                           "{\"a\" 1}",
+                           "01",
+                           "1.",
+                           "1e",
+                           "-",
+                           "+1",
+                           "nul",
+                           "'a'",
+                           "\"a",
+                           "\"\\x\"",
+                           "\"\\ud800\"",
+                           "\"\\u12\"",
+                           "\"\x01\"",
+                           "\"\xC0\xAF\"",
+                           "\"\xED\xA0\x80\"",
+                           "\"\xF4\x90\x80\x80\"",
+                           "1 2",
+                           "{\"a\":1,\"a\":2}",
+                           "1e999",
+                           "NaN",
+                           "// c\n1"}) {
+    CAPTURE(text);
+    CHECK_THROWS_AS(json::parse(text), json::ParseError);
+  }
+  CHECK_NOTHROW(json::parse(std::string(60, '[') + std::string(60, ']')));
+  CHECK_THROWS_AS(json::parse(std::string(100'000, '[')), json::ParseError);
+}
+
+TEST_CASE("folder: every key is read") {
+  const FolderContract contract = parse_pard_contract(contract_text, "f");
+  CHECK(contract.form == GraphForm::gqa);
+  CHECK(contract.names.new_key == "present.%d.key");
+  CHECK(contract.logits_dtype == DType::f16);
+  CHECK(contract.num_tokens == 60);
+  CHECK(!contract.bos_token_id);
+  CHECK(contract.eos_token_ids == std::vector<Token>{1, 2});
+  CHECK(contract.mask_token_id == 59);
+}
+
+TEST_CASE("folder: an error names file, key, expected and actual") {
+  const auto error = [](const std::string& old, const std::string& now) {
+    return message_of<FolderError>(
+        [&] { parse_pard_contract(replaced(contract_text, old, now), "the/file"); });
+  };
+  const std::string missing = error("\"head_dim\": 8,", "");
+  CHECK(mentions(missing, "'the/file'"));
+  CHECK(mentions(missing, "head_dim"));
+  CHECK(mentions(missing, "got nothing"));
+  CHECK(mentions(error("\"head_dim\": 8", "\"head_dim\": \"8\""), "got a string"));
+  CHECK(mentions(error("\"head_dim\": 8", "\"head_dim\": 8.5"), "got a fraction"));
+  CHECK(mentions(error("\"format_version\": 1", "\"format_version\": 2"), "format_version"));
+  CHECK(mentions(error("\"gqa\"", "\"paged\""), "one of portable, gqa, got 'paged'"));
+  CHECK(mentions(error("\"model.onnx\"", "\"../model.onnx\""), "model"));
+  CHECK(mentions(error("\"num_tokens\": 60", "\"num_tokens\": 65"), "num_tokens"));
+  CHECK(mentions(error("\"mask_token_id\": 59", "\"mask_token_id\": 64"), "mask_token_id"));
+  CHECK(mentions(error("[1, 2]", "[1, null]"), "eos_token_ids"));
+  CHECK(mentions(error("{\n", "[\n"), "line 2"));
+  CHECK(mentions(message_of<FolderError>([] { parse_builder_contract("{\"model\": {}}", "f"); }),
+                 "decoder-only"));
+}
+
+TEST_CASE("folder: missing, empty, not ours") {
+  const Scratch scratch;
+  CHECK(mentions(message_of<FolderError>([&] { read_folder(scratch.path() / "none"); }),
+                 "none there"));
+  CHECK(mentions(message_of<FolderError>([&] { read_folder(scratch.path()); }), "neither"));
+}
+
+TEST_CASE("onnx file: what is no graph is refused") {
+  for (const std::string& bytes : {std::string(), std::string("hello"), std::string("\x3a\x7f"),
+                                   std::string(20, '\xFF'), std::string("\x08\x07")}) {
+    CHECK_THROWS_AS(summarize_onnx(bytes, "f"), FolderError);
+  }
+  CHECK(mentions(message_of<FolderError>(
+                     [] { summarize_onnx("version https://git-lfs.github.com/spec/v1", "f"); }),
+                 "Git LFS"));
+}
+
+TEST_CASE("kv buffer: rows survive growth in both layouts") {
+  const auto allocate = [](std::size_t bytes) {
+    auto owner = std::make_shared<std::vector<std::byte>>(bytes);
+    return MemoryBlock(owner->data(), bytes, owner);
+  };
+  for (const KvLayout layout : {KvLayout::rows_first, KvLayout::heads_first}) {
+    constexpr std::int64_t heads = 3;
+    const KvShape shape{2, heads, 5, sizeof(float), layout};
+    KvBuffer buffer(shape, 10'000, true);
+    CHECK(buffer.reserve(10, 0, allocate));
+    const auto at = [&](std::size_t part, std::int64_t row, std::int64_t head) {
+      const std::int64_t index =
+          layout == KvLayout::rows_first ? row * heads + head : head * buffer.capacity() + row;
+      return reinterpret_cast<float*>(buffer.part(part)) + index * 5;
+    };
+    const auto value = [](std::size_t part, std::int64_t row, std::int64_t head) {
+      return static_cast<float>(part) * 1e4f + static_cast<float>(row * 10 + head);
+    };
+    for (std::size_t part = 0; part < 4; ++part) {
+      for (std::int64_t row = 0; row < 10; ++row) {
+        for (std::int64_t head = 0; head < heads; ++head) {
+          *at(part, row, head) = value(part, row, head);
+        }
+      }
+    }
+    CHECK_FALSE(buffer.reserve(200, 10, allocate));
+    CHECK(buffer.reserve(1000, 10, allocate));
+    CHECK(buffer.capacity() >= 1000);
+    for (std::size_t part = 0; part < 4; ++part) {
+      for (std::int64_t row = 0; row < 10; ++row) {
+        for (std::int64_t head = 0; head < heads; ++head) {
+          REQUIRE(*at(part, row, head) == value(part, row, head));
+        }
+      }
+    }
+    const auto fail = [](std::size_t) -> MemoryBlock { throw std::bad_alloc(); };
+    CHECK_THROWS_AS(buffer.reserve(10'000, 10, fail), std::bad_alloc);
+    CHECK(*at(3, 9, 2) == value(3, 9, 2));
+    CHECK(buffer.reserve(9'000, 10, allocate));
+    CHECK(buffer.reserve(10'000, 10, allocate));
+    CHECK(buffer.capacity() == 10'000);
+  }
+}
+
+TEST_CASE("ONNX Runtime: none found, none usable") {
+  const Scratch scratch;
+  const auto open = [&](const std::string& path, const char* provider) {
+    return message_of<RuntimeMissing>([&] { OrtLibrary::open({path, {}}, provider); });
+  };
+  CHECK(mentions(open(scratch.path().string(), "cpu"), "pip install onnxruntime"));
+  CHECK(mentions(open(scratch.path().string(), "cuda"), "pip install onnxruntime-gpu"));
+  scratch.write("libonnxruntime.so.1.30.0", "no library");
+  CHECK(mentions(open(scratch.path().string(), "cpu"), "libonnxruntime.so.1.30.0"));
+  CHECK(mentions(open("libc.so.6", "cpu"), "not found"));
+  CHECK_THROWS_AS(OrtLibrary::open({}, "tpu"), InvalidArgument);
+}
+
+// Everything below runs graphs.
+
+const char* graphs_or_skip() {
+  const char* graphs = std::getenv("PARD_TEST_GRAPHS");
+  if (graphs == nullptr || std::getenv("PARD_RT_ONNXRUNTIME") == nullptr) {
+    MESSAGE("skipped: PARD_TEST_GRAPHS and PARD_RT_ONNXRUNTIME are not set");
+    return nullptr;
+  }
+  return graphs;
+}
+
+using Rows = std::vector<std::vector<float>>;
+
+std::vector<Token> some_tokens(std::size_t count) {
+  std::vector<Token> tokens(count);
+  for (std::size_t i = 0; i < count; ++i) {
+    tokens[i] = static_cast<Token>(i * i * 7 + i * 3 + 5) % 59;
+  }
+  return tokens;
+}
+
+float to_float(const LogitsRow& row, std::size_t index) {
+  if (row.dtype == DType::f32) {
+    return static_cast<const float*>(row.data)[index];
+  }
+  const unsigned bits = static_cast<const std::uint16_t*>(row.data)[index];
+  const float magnitude = std::ldexp(static_cast<float>((bits & 0x3FF) | 0x400),
+                                     static_cast<int>(bits >> 10 & 0x1F) - 25);
+  return (bits & 0x8000) != 0 ? -magnitude : magnitude;
+}
+
+Rows copy(const LogitsView& logits) {
+  Rows rows;
+  for (std::int64_t i = 0; i < logits.num_rows; ++i) {
+    const LogitsRow row = logits.row(i);
+    std::vector<float>& values = rows.emplace_back();
+    for (std::size_t j = 0; j < static_cast<std::size_t>(row.size); ++j) {
+      values.push_back(to_float(row, j));
+    }
+  }
+  return rows;
+}
+
+Rows forward(Model& model, SequenceId sequence, std::size_t past, std::span<const Token> tokens,
+             std::size_t num_rows) {
+  const ForwardItem item{sequence, static_cast<std::int64_t>(past), tokens,
+                         static_cast<std::int64_t>(num_rows)};
+  return copy(model.forward({&item, 1}));
+}
+
+// The rows [first, last) of one forward over everything, without a cache.
+Rows recompute(Model& model, std::span<const Token> tokens, std::size_t first, std::size_t last) {
+  constexpr SequenceId fresh = 1'000'000;
+  Rows rows = forward(model, fresh, 0, tokens.first(last), last - first);
+  model.release(fresh);
+  return rows;
+}
+
+void check_close(const Rows& actual, const Rows& expected, double tolerance) {
+  REQUIRE(actual.size() == expected.size());
+  double most = 0;
+  for (std::size_t i = 0; i < actual.size(); ++i) {
+    for (std::size_t j = 0; j < actual[i].size(); ++j) {
+      most = std::max(most, std::abs(static_cast<double>(actual[i][j] - expected[i][j])));
+    }
+  }
+  CHECK(most <= tolerance);
+}
+
+struct Variant {
+  const char* folder;
+  double tolerance;
+  bool static_shapes = false;
+};
+
+constexpr Variant variants[] = {{"portable", 2e-5}, {"gqa", 2e-5},         {"builder", 2e-5},
+                                {"external", 2e-5}, {"int4", 2e-4},        {"portable", 2e-5, true},
+                                {"gqa_f16", 5e-2},  {"portable_f16", 5e-2}};
+
+std::unique_ptr<OnnxModel> open_variant(const char* graphs, const Variant& variant) {
+  OnnxModelOptions options;
+  options.static_shapes = variant.static_shapes;
+  options.session.intra_op_threads = 1;
+  return std::make_unique<OnnxModel>(fs::path(graphs) / variant.folder, options);
+}
+
+TEST_CASE("onnx model: chunks, several rows and single rows give what a full recompute gives") {
+  const char* graphs = graphs_or_skip();
+  if (graphs == nullptr) {
+    return;
+  }
+  for (const Variant& variant : variants) {
+    CAPTURE(variant.folder);
+    CAPTURE(variant.static_shapes);
+    const auto model = open_variant(graphs, variant);
+    const auto tokens = some_tokens(40);
+    const auto all = std::span<const Token>(tokens);
+    const Rows expected = recompute(*model, all, 0, 40);
+    CHECK(forward(*model, 1, 0, all.first(7), 0).empty());
+    check_close(forward(*model, 1, 7, all.subspan(7, 13), 2), {expected[18], expected[19]},
+                variant.tolerance);
+    check_close(forward(*model, 1, 20, all.subspan(20, 9), 9),
+                Rows(expected.begin() + 20, expected.begin() + 29), variant.tolerance);
+    for (std::size_t i = 20; i < 40; ++i) {  // over the rows of the chunk just run
+      check_close(forward(*model, 1, i, all.subspan(i, 1), 1), {expected[i]}, variant.tolerance);
+    }
+  }
+}
+
+TEST_CASE("onnx model: rolled back rows leave no trace") {
+  const char* graphs = graphs_or_skip();
+  if (graphs == nullptr) {
+    return;
+  }
+  for (const Variant& variant : variants) {
+    CAPTURE(variant.folder);
+    CAPTURE(variant.static_shapes);
+    const auto model = open_variant(graphs, variant);
+    const auto tokens = some_tokens(30);
+    const auto all = std::span<const Token>(tokens);
+    const std::vector<Token> wrong(9, 42);
+    forward(*model, 1, 0, all.first(10), 0);
+    const Rows before = forward(*model, 1, 10, all.subspan(10, 9), 9);
+    forward(*model, 1, 10, wrong, 9);
+    forward(*model, 1, 14, wrong, 9);
+    CHECK(forward(*model, 1, 10, all.subspan(10, 9), 9) == before);
+    auto half = std::vector<Token>(all.begin() + 10, all.begin() + 14);
+    half.insert(half.end(), 5, 42);
+    const Rows mixed = forward(*model, 1, 10, half, 9);
+    CHECK(Rows(mixed.begin(), mixed.begin() + 4) == Rows(before.begin(), before.begin() + 4));
+  }
+}
+
+TEST_CASE("onnx model: buffers grow to the limit and no further") {
+  const char* graphs = graphs_or_skip();
+  if (graphs == nullptr) {
+    return;
+  }
+  for (const Variant& variant : variants) {
+    CAPTURE(variant.folder);
+    CAPTURE(variant.static_shapes);
+    const auto model = open_variant(graphs, variant);
+    const auto length = static_cast<std::size_t>(model->info().max_length);
+    const auto tokens = some_tokens(length + 1);
+    const auto all = std::span<const Token>(tokens);
+    const Rows expected = recompute(*model, all, length - 1, length);
+    std::size_t past = 0;
+    for (; past + 50 < length; past += 50) {
+      forward(*model, 1, past, all.subspan(past, 50), 0);
+    }
+    forward(*model, 1, past, all.subspan(past, length - 1 - past), 0);
+    check_close(forward(*model, 1, length - 1, all.subspan(length - 1, 1), 1), expected,
+                10 * variant.tolerance);
+    CHECK_THROWS_AS(forward(*model, 1, length, all.subspan(length, 1), 1), InvalidArgument);
+    CHECK_THROWS_AS(forward(*model, 1, length - 1, all.subspan(length - 1, 2), 1), InvalidArgument);
+  }
+}
+
+TEST_CASE("onnx model: a batch gives each sequence its rows, in order") {
+  const char* graphs = graphs_or_skip();
+  if (graphs == nullptr) {
+    return;
+  }
+  for (const Variant& variant : variants) {
+    CAPTURE(variant.folder);
+    CAPTURE(variant.static_shapes);
+    const auto model = open_variant(graphs, variant);
+    const auto tokens = some_tokens(30);
+    const auto all = std::span<const Token>(tokens);
+    const Rows expected = recompute(*model, all, 0, 30);
+    const auto tail = all.subspan(3);
+    const Rows other = recompute(*model, tail, 0, 20);
+    const ForwardItem first[] = {
+        {1, 0, all.first(5), 0}, {2, 0, tail.first(6), 1}, {3, 0, all.first(4), 2}};
+    check_close(copy(model->forward(first)), {other[5], expected[2], expected[3]},
+                variant.tolerance);
+    const ForwardItem second[] = {{3, 4, all.subspan(4, 3), 1},
+                                  {2, 6, tail.subspan(6, 4), 3},
+                                  {1, 5, all.subspan(5, 1), 1},
+                                  {4, 0, tail.first(2), 0}};
+    check_close(copy(model->forward(second)),
+                {expected[6], other[7], other[8], other[9], expected[5]}, variant.tolerance);
+    model->release(2);
+    model->release(99);
+    CHECK_THROWS_AS(forward(*model, 2, 6, tail.subspan(6, 1), 1), InvalidArgument);
+    check_close(forward(*model, 3, 7, all.subspan(7, 1), 1), {expected[7]}, variant.tolerance);
+  }
+}
+
+TEST_CASE("onnx model: all forms of one decoder agree") {
+  const char* graphs = graphs_or_skip();
+  if (graphs == nullptr) {
+    return;
+  }
+  const auto tokens = some_tokens(50);
+  const auto portable = open_variant(graphs, {"portable", 0});
+  const Rows expected = recompute(*portable, tokens, 0, 50);
+  for (const Variant& variant : variants) {
+    CAPTURE(variant.folder);
+    const auto model = open_variant(graphs, variant);
+    if (std::string(variant.folder) != "int4") {
+      check_close(recompute(*model, tokens, 0, 50), expected, std::max(1e-4, variant.tolerance));
+    }
+  }
+}
+
+TEST_CASE("onnx model: speculative decoding emits what plain decoding emits") {
+  const char* graphs = graphs_or_skip();
+  if (graphs == nullptr) {
+    return;
+  }
+  const auto decode = [](std::shared_ptr<Model> target, std::unique_ptr<Drafter> drafter, int k) {
+    DecoderOptions options;
+    options.num_speculative_tokens = k;
+    Decoder decoder(std::make_unique<ComposedExecutor>(std::move(target), std::move(drafter), 16),
+                    options);
+    GenerationParams params;
+    params.max_new_tokens = 40;
+    std::vector<std::shared_ptr<Sequence>> sequences;
+    for (std::size_t length : {1U, 9U, 40U}) {
+      sequences.push_back(decoder.add(some_tokens(length), params));
+    }
+    decoder.run();
+    std::vector<std::vector<Token>> texts;
+    for (const auto& sequence : sequences) {
+      texts.emplace_back(sequence->generated().begin(), sequence->generated().end());
+    }
+    return texts;
+  };
+  for (const Variant& variant : variants) {
+    CAPTURE(variant.folder);
+    CAPTURE(variant.static_shapes);
+    const std::shared_ptr<OnnxModel> target = open_variant(graphs, variant);
+    const auto plain = decode(target, nullptr, 0);
+    CHECK(plain[0].size() == 40);
+    for (int k : {1, 4, 8}) {
+      const std::shared_ptr<Model> draft = open_variant(graphs, variant);
+      CHECK(decode(target, std::make_unique<ParallelDrafter>(draft, 59), k) == plain);
+      const std::shared_ptr<Model> same = open_variant(graphs, variant);
+      CHECK(decode(target, std::make_unique<AutoregressiveDrafter>(same), k) == plain);
+    }
+  }
+}
+
+TEST_CASE("onnx model: a quantized graph pads single rows, bit for bit what several rows give") {
+  const char* graphs = graphs_or_skip();
+  if (graphs == nullptr) {
+    return;
+  }
+  const auto model = open_variant(graphs, {"int4", 0});
+  CHECK(model->pads_single_rows());
+  CHECK(model->info().max_length == 599);
+  const auto tokens = some_tokens(20);
+  const auto all = std::span<const Token>(tokens);
+  forward(*model, 1, 0, all.first(10), 0);
+  const Rows several = forward(*model, 1, 10, all.subspan(10, 9), 9);
+  for (std::size_t i = 0; i < 9; ++i) {
+    CHECK(forward(*model, 1, 10 + i, all.subspan(10 + i, 1), 1) == Rows{several[i]});
+  }
+  OnnxModelOptions options;
+  options.exact = false;
+  CHECK_FALSE(OnnxModel(fs::path(graphs) / "int4", options).pads_single_rows());
+}
+
+TEST_CASE("onnx model: tokens and lengths that make no sense are refused") {
+  const char* graphs = graphs_or_skip();
+  if (graphs == nullptr) {
+    return;
+  }
+  OnnxModelOptions options;
+  options.max_length = 8;
+  OnnxModel model(fs::path(graphs) / "gqa", options);
+  CHECK(model.info().max_length == 8);
+  CHECK(model.info().token_count() == 60);
+  CHECK(model.info().vocab_size == 64);
+  const std::vector<Token> bad = {3, 64};
+  const std::vector<Token> negative = {-1};
+  const std::vector<Token> good(9, 1);
+  CHECK_THROWS_AS(forward(model, 1, 0, bad, 1), InvalidArgument);
+  CHECK_THROWS_AS(forward(model, 1, 0, negative, 1), InvalidArgument);
+  CHECK_THROWS_AS(forward(model, 1, 0, good, 1), InvalidArgument);
+  CHECK_THROWS_AS(forward(model, 1, 0, {}, 0), InvalidArgument);
+  CHECK_THROWS_AS(forward(model, 1, 2, std::span(good).first(2), 1), InvalidArgument);
+  options.max_length = 601;
+  CHECK_THROWS_AS(OnnxModel(fs::path(graphs) / "gqa", options), InvalidArgument);
+  options.max_length = 3;  // no room for the probe
+  CHECK_NOTHROW(OnnxModel(fs::path(graphs) / "gqa", options));
+}
+
+TEST_CASE("onnx model: corrupt, truncated and mislabelled folders are refused by name") {
+  const char* graphs = graphs_or_skip();
+  if (graphs == nullptr) {
+    return;
+  }
+  const Scratch scratch;
+  const std::string graph = read(fs::path(graphs) / "portable" / "model.onnx");
+  const std::string contract = read(fs::path(graphs) / "portable" / "pard_rt.json");
+  const auto error = [&](const std::string& graph_bytes, const std::string& contract_bytes) {
+    scratch.write("model.onnx", graph_bytes);
+    scratch.write("pard_rt.json", contract_bytes);
+    return message_of<FolderError>([&] { OnnxModel model(scratch.path()); });
+  };
+  CHECK(error(graph, contract).empty());
+  CHECK(mentions(error(graph.substr(0, graph.size() / 2), contract), "cut short"));
+  CHECK(mentions(error("garbage", contract), "model.onnx"));
+  CHECK(mentions(error("", contract), "model.onnx"));
+  CHECK(mentions(error(graph, contract.substr(0, 50)), "JSON"));
+  CHECK(mentions(error(graph, replaced(contract, "\"form\": \"portable\"", "\"form\": \"gqa\"")),
+                 "'seqlens_k'"));
+  CHECK(mentions(error(graph, replaced(contract, "\"head_dim\": 16", "\"head_dim\": 8")),
+                 "past.0.key"));
+  CHECK(mentions(error(graph, replaced(contract, "\"num_layers\": 2", "\"num_layers\": 3")),
+                 "past.2.key"));
+  CHECK(mentions(error(graph, replaced(contract, "\"num_layers\": 2", "\"num_layers\": 1")),
+                 "past.1.key"));
+  CHECK(mentions(error(graph, replaced(contract, "\"vocab_size\": 64", "\"vocab_size\": 65")),
+                 "logits"));
+  CHECK(mentions(
+      error(graph, replaced(contract, "\"kv_dtype\": \"float32\"", "\"kv_dtype\": \"float16\"")),
+      "float16"));
+  fs::remove(scratch.path() / "model.onnx");
+  CHECK(mentions(message_of<FolderError>([&] { OnnxModel model(scratch.path()); }), "model.onnx"));
+}
+
+TEST_CASE("onnx model: missing or truncated weights are refused by name") {
+  const char* graphs = graphs_or_skip();
+  if (graphs == nullptr) {
+    return;
+  }
+  const Scratch scratch;
+  for (const char* file : {"model.onnx", "pard_rt.json"}) {
+    scratch.write(file, read(fs::path(graphs) / "external" / file));
+  }
+  const auto error = [&] {
+    return message_of<FolderError>([&] { OnnxModel model(scratch.path()); });
+  };
+  CHECK(mentions(error(), "model.onnx.data"));
+  const std::string data = read(fs::path(graphs) / "external" / "model.onnx.data");
+  scratch.write("model.onnx.data", data.substr(0, data.size() - 1));
+  CHECK(mentions(error(), "bytes"));
+  scratch.write("model.onnx.data", data);
+  CHECK(error().empty());
+}
+
+TEST_CASE("onnx model: a dynamically quantized graph is no target") {
+  const char* graphs = graphs_or_skip();
+  if (graphs == nullptr) {
+    return;
+  }
+  const fs::path folder = fs::path(graphs) / "dynamic";
+  CHECK(mentions(message_of<ModelError>([&] { OnnxModel model(folder); }), "DynamicQuantize"));
+  OnnxModelOptions options;
+  options.is_target = false;
+  OnnxModel draft(folder, options);
+  // Were the graph's operators not looked at, the probe would tell.
+  CHECK(mentions(message_of<ModelError>([&] { probe_model(draft, {1, 1, 1e-5}); }), "rejected"));
+}
+
+TEST_CASE("onnx model: a missing provider is refused, with the wheel that has it") {
+  const char* graphs = graphs_or_skip();
+  if (graphs == nullptr) {
+    return;
+  }
+  const auto library = OrtLibrary::open();
+  CHECK(library->has_provider("cpu"));
+  for (const char* provider : {"cuda", "migraphx", "rocm"}) {
+    OnnxModelOptions options;
+    options.session.provider = provider;
+    if (!library->has_provider(provider)) {
+      CHECK(mentions(
+          message_of<RuntimeMissing>([&] { OnnxModel model(fs::path(graphs) / "gqa", options); }),
+          std::string("provider '") + provider + "'"));
+      CHECK_THROWS_AS(OnnxModel(fs::path(graphs) / "gqa", options, library), ModelError);
+    }
+  }
+  // Libraries side by side: the first that can be used is taken.
+  const Scratch scratch;
+  scratch.write("libonnxruntime.so.1.999.0", "no library");
+  fs::create_symlink(fs::absolute(library->path()), scratch.path() / "libonnxruntime.so.1.2.0");
+  CHECK(OrtLibrary::open({scratch.path().string(), {}})->version() == library->version());
+}
+
+}  // namespace
+}  // namespace pard

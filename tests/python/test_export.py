@@ -1,0 +1,164 @@
+"""Export: graphs that compute what PyTorch computes, in folders that are whole or not there."""
+
+from __future__ import annotations
+
+import errno
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from pard_rt.errors import Error, InvalidArgumentError, ModelError
+from pard_rt.export import export
+from pard_rt.export.check import GraphRunner
+from pard_rt.export.folder import decode_token_bytes
+from pard_rt.models.probe import CacheLayout
+from pard_rt.vocabulary import token_bytes
+from tiny_models import EOS, MASK_TOKEN_ID, NUM_TOKENS, VOCAB_SIZE, make_model, make_tokenizer
+
+
+def operators(folder: Path) -> Counter[str]:
+    model = onnx.load(folder / "model.onnx", load_external_data=False)
+    return Counter(node.op_type for node in model.graph.node)
+
+
+def contract(folder: Path) -> dict[str, object]:
+    return dict(json.loads((folder / "pard_rt.json").read_text()))
+
+
+# export() itself compares with PyTorch; what is asserted here is what it cannot know.
+@pytest.mark.parametrize(
+    ("architecture", "packed", "extra"),
+    [
+        ("llama31", True, {}),
+        ("llama_bias", True, {"Add": 2 * 2 + 2 * 3}),  # qkv, o and the three of the MLP
+        ("qwen2_yarn", True, {"Add": 2}),
+        ("qwen3", False, {"Reshape": 2 * 4}),  # into heads and back, for queries and keys
+        ("mistral_window", True, {}),
+        ("gemma", True, {"FastGelu": 2}),
+    ],
+)
+def test_gqa_form_is_fused(
+    architecture: str, packed: bool, extra: dict[str, int], tmp_path: Path
+) -> None:
+    model = make_model(tmp_path / "model", architecture)
+    report = export(model, tmp_path / "out", form="gqa")
+    assert report.agreement.max_error < 1e-5
+    found = operators(tmp_path / "out")
+    per_layer = 5 if packed else 7
+    assert found["MatMul"] == 2 * per_layer + 1
+    assert found["GroupQueryAttention"] == 2
+    assert found["SkipSimplifiedLayerNormalization"] == 2 * 2
+    assert found["SimplifiedLayerNormalization"] == (1 if packed else 5)
+    assert not {"Cos", "Sin", "ReduceMean", "Softmax", "Shape", "Expand"} & set(found)
+    for name, count in extra.items():
+        assert found[name] == count
+
+
+@pytest.mark.parametrize("architecture", ["llama31", "mistral_window"])
+def test_portable_form_has_standard_operators_only(architecture: str, tmp_path: Path) -> None:
+    model = make_model(tmp_path / "model", architecture, num_hidden_layers=1)
+    report = export(model, tmp_path / "out", form="portable")
+    assert report.agreement.max_error < 1e-5
+    graph = onnx.load(tmp_path / "out" / "model.onnx")
+    assert [entry.domain for entry in graph.opset_import] == [""]
+    onnx.checker.check_model(graph)
+
+
+def test_batches_are_ragged_through_the_bias(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    export(make_model(tmp_path / "model", num_hidden_layers=1), out, form="portable")
+    runner = GraphRunner(out / "model.onnx", CacheLayout(1, 2, 16, (None,)), "portable", 8)
+    alone = [runner.run([5, 6, 7], 0, 1), runner.run([8, 9], 0, 1)]
+    hidden = np.finfo(np.float32).min
+    bias = np.full((2, 1, 3, 3), hidden, np.float32)
+    for b, first in ((0, 0), (1, 1)):  # the second sequence's rows stand right-aligned
+        for row in range(first, 3):
+            bias[b, 0, row, first : row + 1] = 0
+    bias[1, 0, 0, 0] = 0
+    feeds = {
+        "input_ids": np.array([[5, 6, 7], [0, 8, 9]]),
+        "position_ids": np.array([[0, 1, 2], [0, 0, 1]]),
+        "attention_bias": bias,
+        "num_logits": np.array([1]),
+    }
+    empty = np.zeros((2, 0, 2, 16), np.float32)
+    feeds |= {"past.0.key": empty, "past.0.value": empty}
+    (logits,) = runner.session.run(["logits"], feeds)
+    np.testing.assert_allclose(logits, np.stack(alone), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("weights", ["int8", "int4"])
+def test_quantized_weights(weights: str, tmp_path: Path) -> None:
+    model = make_model(tmp_path / "model", "qwen2", num_hidden_layers=1)
+    report = export(model, tmp_path / "out", weights=weights)  # type: ignore[arg-type]
+    found = operators(tmp_path / "out")
+    assert (found["MatMulNBits"], found["MatMul"]) == (5 + 1, 0)
+    assert report.agreement.min_cosine > {"int8": 0.99, "int4": 0.7}[weights]
+    assert contract(tmp_path / "out")["weights"] == weights
+    assert not list((tmp_path / "out").glob("exact*"))
+
+
+def test_half_precision_and_everything_that_travels_along(tmp_path: Path) -> None:
+    model = make_model(tmp_path / "model", mask_token=True)
+    out = tmp_path / "out"
+    report = export(model, out, weights="fp16", max_length=64)
+    assert report.agreement.max_error < 1e-2
+    written = contract(out)
+    assert written.pop("vocabulary_id") != ""
+    assert written == {
+        "format_version": 1,
+        "name": "model",
+        "form": "gqa",
+        "model": "model.onnx",
+        "num_layers": 2,
+        "num_kv_heads": 2,
+        "head_dim": 16,
+        "kv_dtype": "float16",
+        "logits_dtype": "float16",
+        "vocab_size": VOCAB_SIZE,
+        "num_tokens": NUM_TOKENS,
+        "max_length": 64,
+        "bos_token_id": EOS - 1,
+        "eos_token_ids": [EOS],
+        "mask_token_id": MASK_TOKEN_ID,
+        "weights": "fp16",
+    }
+    table = decode_token_bytes((out / "token_bytes.bin").read_bytes())
+    assert table == token_bytes(make_tokenizer(), NUM_TOKENS)
+    assert (out / "tokenizer.json").read_bytes() == (model / "tokenizer.json").read_bytes()
+    assert len({file.stat().st_mode for file in out.iterdir()}) == 1
+
+
+def test_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_model(tmp_path / "model")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("pard_rt.export.write_companions", full)
+    with pytest.raises(Error, match="room on the disk"):
+        export(model, tmp_path / "out")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["model"]
+
+
+def test_refused_models_leave_nothing_behind(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="no model folder"):
+        export(tmp_path / "nothing", tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_arguments_are_checked_before_anything_is_loaded(tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgumentError, match="gqa or portable"):
+        export("no/model", tmp_path / "out", form="fast")  # type: ignore[arg-type]
+    with pytest.raises(InvalidArgumentError, match="fp32 or fp16 or int8 or int4"):
+        export("no/model", tmp_path / "out", weights="int3")  # type: ignore[arg-type]
+    with pytest.raises(InvalidArgumentError, match="standard operators only"):
+        export("no/model", tmp_path / "out", form="portable", weights="int4")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "precious").touch()
+    with pytest.raises(InvalidArgumentError, match="already there"):
+        export("no/model", tmp_path / "out")

@@ -1,0 +1,163 @@
+"""Loading: what is read from a checkpoint, and every way a checkpoint is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import GenerationConfig
+
+from pard_rt.errors import InvalidArgumentError, ModelError
+from pard_rt.loading import load, read_mask_token
+from pard_rt.vocabulary import count_tokens, digest_vocabulary, token_bytes
+from tiny_models import BOS, EOS, MASK_TOKEN_ID, NUM_TOKENS, VOCAB_SIZE, make_model, make_tokenizer
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return make_model(tmp_path / "model", mask_token=True)
+
+
+def test_facts_of_a_draft(folder: Path) -> None:
+    facts = load(folder).facts
+    assert facts.name == "model"
+    assert (facts.vocab_size, facts.num_tokens) == (VOCAB_SIZE, NUM_TOKENS)
+    assert facts.mask_token_id == MASK_TOKEN_ID
+    assert facts.max_length == 128
+    assert (facts.bos_token_id, facts.eos_token_ids) == (BOS, (EOS,))
+    assert facts.vocabulary_id.startswith("sha256:")
+
+
+def test_special_tokens_and_the_mask_token_do_not_tell_vocabularies_apart(tmp_path: Path) -> None:
+    target = load(make_model(tmp_path / "target")).facts
+    draft = make_model(tmp_path / "draft", mask_token=True)
+    tokenizer = make_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<other>", "<mask>"]})
+    tokenizer.save_pretrained(draft)
+    facts = load(draft).facts
+    assert facts.mask_token_id == tokenizer.convert_tokens_to_ids("<mask>")
+    assert facts.vocabulary_id == target.vocabulary_id
+
+
+def test_generation_config_names_the_end_tokens(folder: Path) -> None:
+    GenerationConfig(eos_token_id=[EOS, 7]).save_pretrained(folder)
+    assert load(folder).facts.eos_token_ids == (EOS, 7)
+
+
+def test_vocabulary_digest_tells_ids_and_tokens_apart() -> None:
+    vocabulary = {"a": 0, "b": 1}
+    digest = digest_vocabulary(vocabulary)
+    assert digest_vocabulary({**vocabulary, "<mask>": 9}, {9}) == digest
+    assert digest_vocabulary({"a": 1, "b": 0}) != digest
+    assert digest_vocabulary({**vocabulary, "c": 2}) != digest
+    assert digest_vocabulary({}) == ""
+    assert count_tokens({**vocabulary, "<mask>": 9}, 9) == 2
+
+
+def config(**entries: object) -> SimpleNamespace:
+    return SimpleNamespace(**entries)
+
+
+def test_mask_token_is_read_in_order() -> None:
+    everything = {
+        "pard_token": 1,
+        "ptd_token_id": 2,
+        "mask_token_id": 3,
+        "dflash_config": {"mask_token_id": 4},
+    }
+    for expected in (1, 2, 3, 4):
+        assert read_mask_token(config(**everything), 10) == expected
+        assert read_mask_token(config(**everything), 10, 5) == 5
+        del everything[next(iter(everything))]
+    assert read_mask_token(config(), 10) is None
+
+
+def test_mask_token_outside_the_embedding_is_refused() -> None:
+    with pytest.raises(ModelError, match="pard_token"):
+        read_mask_token(config(pard_token=10), 10)
+    with pytest.raises(InvalidArgumentError, match="11"):
+        read_mask_token(config(pard_token=1), 10, 11)
+
+
+def test_pard2_draft_is_refused() -> None:
+    with pytest.raises(ModelError, match="PARD-2"):
+        read_mask_token(config(spd_type="pard2", pard_token=1), 10)
+
+
+def test_missing_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="no model folder"):
+        load(tmp_path / "nothing")
+
+
+def test_folder_without_configuration_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"config\.json"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "named"), [("clip_vision_model", "clip_vision_model"), ("t5", "encoder-decoder")]
+)
+def test_other_kinds_of_model_are_refused(model_type: str, named: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+    with pytest.raises(ModelError, match=named):
+        load(tmp_path)
+
+
+def test_missing_weights_are_refused(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match="no weights"):
+        load(folder)
+
+
+def test_truncated_weights_are_refused(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(ModelError, match="damaged"):
+        load(folder)
+
+
+def test_missing_shard_is_refused(folder: Path) -> None:
+    index = {"metadata": {}, "weight_map": {"lm_head.weight": "model-00002-of-00002.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ModelError, match="00002-of-00002"):
+        load(folder)
+
+
+def test_missing_tensor_is_refused(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(ModelError, match="up_proj"):
+        load(folder)
+
+
+def test_missing_tokenizer_is_refused_where_it_is_needed(tmp_path: Path) -> None:
+    folder = make_model(tmp_path / "model", tokenizer=False)
+    with pytest.raises(ModelError, match="tokenizer"):
+        load(folder)
+    facts = load(folder, need_tokenizer=False).facts
+    assert (facts.num_tokens, facts.vocabulary_id) == (VOCAB_SIZE, "")
+
+
+def test_max_length_must_fit_the_model(folder: Path) -> None:
+    assert load(folder, max_length=32).facts.max_length == 32
+    with pytest.raises(InvalidArgumentError, match="128"):
+        load(folder, max_length=129)
+
+
+def test_dtype_is_chosen_by_the_caller(folder: Path) -> None:
+    assert load(folder, dtype=torch.bfloat16).module.dtype == torch.bfloat16
+
+
+def test_token_bytes_spell_what_the_tokenizer_decodes() -> None:
+    tokenizer = make_tokenizer()
+    table = token_bytes(tokenizer, NUM_TOKENS)
+    text = "the ünïcode in a bottle: 瓶\n"
+    assert b"".join(table[i] for i in tokenizer.encode(text)) == text.encode("utf-8")
+    assert table[EOS] == table[BOS] == b""
+    assert sorted(entry for entry in table if len(entry) == 1) == [bytes([b]) for b in range(256)]
