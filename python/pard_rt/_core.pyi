@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from collections.abc import Sequence as ListLike
+from os import PathLike
 from typing import Any, Protocol, final
 
 import numpy as np
@@ -404,3 +405,164 @@ class Decoder:
 
     @property
     def times(self) -> RoundTimes: ...
+
+@final
+class FolderContract:
+    """What an ONNX folder says about its model."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def form(self) -> str:
+        """'portable' or 'gqa'."""
+
+    @property
+    def from_builder(self) -> bool:
+        """Whether onnxruntime-genai's model builder wrote it."""
+
+    @property
+    def weights(self) -> str:
+        """'fp32', 'fp16', 'int8' or 'int4'; empty where the folder does not say."""
+
+    @property
+    def num_layers(self) -> int: ...
+    @property
+    def num_kv_heads(self) -> int: ...
+    @property
+    def head_dim(self) -> int: ...
+    @property
+    def vocab_size(self) -> int:
+        """Width of a logits row."""
+
+    @property
+    def max_length(self) -> int: ...
+    @property
+    def num_tokens(self) -> int | None:
+        """Ids the tokenizer knows, where the folder says."""
+
+    @property
+    def vocabulary_id(self) -> str: ...
+    @property
+    def bos_token_id(self) -> int | None: ...
+    @property
+    def eos_token_ids(self) -> list[int]: ...
+    @property
+    def mask_token_id(self) -> int | None:
+        """The parallel draft's mask token; None for a model that is no parallel draft."""
+
+def read_folder(folder: str | PathLike[str]) -> FolderContract:
+    """Read what an ONNX folder says about its model, without opening the graph.
+
+    Raises
+    ------
+    FolderError
+        The folder or its contract is missing, or not one.
+    """
+
+@final
+class ProbeReport:
+    """How a model behaves where decoding relies on it.
+
+    Differences are the largest between two logits, as a part of the largest logit.
+    """
+
+    @property
+    def single_rows(self) -> float:
+        """Rows computed together, against the same ones computed alone."""
+
+    @property
+    def rewinding(self) -> float:
+        """Rows computed again after others had been in their place."""
+
+    @property
+    def rejected_rows(self) -> float:
+        """A row, with other tokens behind it."""
+
+    @property
+    def same_tokens(self) -> bool:
+        """Whether the greedy token was the same throughout."""
+
+class OnnxModel(Model):
+    """A model over an ONNX folder (docs/onnx-folder.md), on a provider of ONNX Runtime.
+
+    Parameters
+    ----------
+    folder : path
+        Written by ``pard-rt export`` or by onnxruntime-genai's model builder.
+    provider : str
+        'cpu', 'cuda', 'migraphx' or 'rocm'.
+    provider_options : dict of str to str
+        ONNX Runtime's own options of that provider.
+    threads : int
+        Threads of one forward; 0: one for every physical core.
+    spinning : bool
+        Whether idle threads spin.
+    max_length : int, optional
+        Positions one sequence may have; what the folder says by default and at most.
+    exact : bool
+        Whether single rows run as two where a quantized graph has another kernel for them, so that
+        a row's logits do not depend on its company.
+    static_shapes : bool, optional
+        Rows and pasts of few sizes only (portable form); by default where the provider compiles a
+        graph for every shape.
+    is_target : bool
+        Refuse graphs in which a rejected proposal changes other rows.
+    probe : bool
+        Try the graph once on opening.
+    onnxruntime : str
+        A library, or a directory with libraries; by default the installed wheels are searched.
+
+    Raises
+    ------
+    FolderError
+        The folder cannot be opened.
+    RuntimeMissingError
+        No ONNX Runtime with that provider was found.
+    InvalidArgumentError
+        An option is out of range.
+    ModelError
+        ONNX Runtime refuses the graph, or the probe finds it unfit.
+    """
+
+    def __init__(
+        self,
+        folder: str | PathLike[str],
+        *,
+        provider: str = "cpu",
+        provider_options: dict[str, str] = ...,
+        threads: int = 0,
+        spinning: bool = False,
+        max_length: int | None = None,
+        exact: bool = True,
+        static_shapes: bool | None = None,
+        is_target: bool = True,
+        probe: bool = True,
+        onnxruntime: str = "",
+    ) -> None: ...
+    @property
+    def contract(self) -> FolderContract: ...
+    @property
+    def pads_single_rows(self) -> bool:
+        """Whether single rows run as two; it costs the last position of ``max_length``."""
+
+    @property
+    def onnxruntime_path(self) -> str: ...
+    @property
+    def onnxruntime_version(self) -> str: ...
+    def probe(self) -> ProbeReport:
+        """Try the graph; sequences in use are not touched.
+
+        Raises
+        ------
+        ModelError
+            The graph is unfit.
+        """
+
+def onnxruntime_providers(onnxruntime: str = "") -> tuple[str, str, list[str]]:
+    """Return path, version and compiled-in providers of the ONNX Runtime that is found first.
+
+    Raises
+    ------
+    RuntimeMissingError
+        None was found.
+    """
