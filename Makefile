@@ -1,7 +1,7 @@
 # One command each. The first use of any of them sets up what it needs in .venv.
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
-FUZZ_SECONDS ?= 60
+FUZZ_SECONDS ?= 120
 
 VENV := .venv
 BIN := $(VENV)/bin

@@ -56,7 +56,16 @@ TokenObserver observer_of(py::function function) {
   };
 }
 
-std::vector<Token> token_ids(const char* what, const std::vector<std::int64_t>& ids) {
+// Arrays and tensors of any framework become lists first.
+std::vector<Token> token_ids(const char* what, const py::object& given) {
+  const bool is_array = py::hasattr(given, "tolist");
+  std::vector<std::int64_t> ids;
+  try {
+    ids = (is_array ? py::object(given.attr("tolist")()) : given).cast<std::vector<std::int64_t>>();
+  } catch (const py::cast_error&) {
+    throw InvalidArgument({std::string(what) + " cannot be read", "a flat list of integers",
+                           py::repr(given), "Pass token ids, one sequence at a time."});
+  }
   std::vector<Token> tokens;
   tokens.reserve(ids.size());
   for (std::size_t i = 0; i < ids.size(); ++i) {
@@ -74,16 +83,18 @@ std::unique_ptr<Decoder> make_decoder(std::shared_ptr<Model> target,
                                       std::shared_ptr<Drafter> drafter,
                                       std::optional<int> num_speculative_tokens,
                                       std::int64_t max_batch_size, std::int64_t prefill_chunk) {
-  const auto batch = static_cast<std::size_t>(std::max<std::int64_t>(max_batch_size, 0));
+  if (max_batch_size < 1) {
+    throw InvalidArgument({"max_batch_size is out of range", "at least 1",
+                           std::to_string(max_batch_size), "Leave it at its default of 16."});
+  }
   return std::make_unique<Decoder>(
       std::make_unique<ComposedExecutor>(std::move(target), std::move(drafter), prefill_chunk),
-      DecoderOptions{num_speculative_tokens, batch});
+      DecoderOptions{num_speculative_tokens, static_cast<std::size_t>(max_batch_size)});
 }
 
-std::shared_ptr<Sequence> add(Decoder& decoder, const std::vector<std::int64_t>& prompt,
+std::shared_ptr<Sequence> add(Decoder& decoder, const py::object& prompt,
                               std::int64_t max_new_tokens, const SamplingParams& sampling,
-                              const std::vector<std::int64_t>& eos_token_ids,
-                              const std::vector<std::int64_t>& stop_token_ids,
+                              const py::object& eos_token_ids, const py::object& stop_token_ids,
                               std::optional<py::function> observer) {
   GenerationParams params{sampling, max_new_tokens, token_ids("eos_token_ids", eos_token_ids),
                           token_ids("stop_token_ids", stop_token_ids)};
@@ -117,10 +128,8 @@ void register_decoder(py::module_& module) {
            py::kw_only(), py::arg("num_speculative_tokens") = py::none(),
            py::arg("max_batch_size") = 16, py::arg("prefill_chunk") = 512)
       .def("add", &add, py::arg("prompt"), py::kw_only(), py::arg("max_new_tokens") = 128,
-           py::arg("sampling") = SamplingParams{},
-           py::arg("eos_token_ids") = std::vector<std::int64_t>{},
-           py::arg("stop_token_ids") = std::vector<std::int64_t>{},
-           py::arg("observer") = py::none())
+           py::arg("sampling") = SamplingParams{}, py::arg("eos_token_ids") = py::tuple(),
+           py::arg("stop_token_ids") = py::tuple(), py::arg("observer") = py::none())
       .def("step", &Decoder::step, py::call_guard<py::gil_scoped_release>())
       .def("run", &run)
       .def_property("num_speculative_tokens", &Decoder::num_speculative_tokens,

@@ -26,8 +26,43 @@ struct DLTensor {
   std::uint64_t byte_offset;
 };
 
+// The capsule "dltensor_versioned", of DLPack 1.0; only such a one can say that it is read-only.
+struct DLManagedTensorVersioned {
+  std::uint32_t major;
+  std::uint32_t minor;
+  void* manager_context;
+  void (*deleter)(DLManagedTensorVersioned*);
+  std::uint64_t flags;
+  DLTensor tensor;
+};
+
 enum DeviceType : std::int32_t { device_cpu = 1, device_cuda_host = 3, device_rocm_host = 11 };
 enum TypeCode : std::uint8_t { code_float = 2, code_bfloat = 4 };
+
+// Frameworks older than DLPack 1.0 do not know the argument.
+py::capsule export_tensor(const py::object& tensor) {
+  const py::object dlpack = tensor.attr("__dlpack__");
+  try {
+    return dlpack(py::arg("max_version") = py::make_tuple(1, 0));
+  } catch (py::error_already_set& error) {
+    if (!error.matches(PyExc_TypeError)) throw;
+    return dlpack();
+  }
+}
+
+const DLTensor& tensor_in(const py::capsule& capsule) {
+  if (PyCapsule_IsValid(capsule.ptr(), "dltensor_versioned")) {
+    return static_cast<const DLManagedTensorVersioned*>(
+               PyCapsule_GetPointer(capsule.ptr(), "dltensor_versioned"))
+        ->tensor;
+  }
+  if (PyCapsule_IsValid(capsule.ptr(), "dltensor")) {
+    return *static_cast<const DLTensor*>(PyCapsule_GetPointer(capsule.ptr(), "dltensor"));
+  }
+  throw ModelError({"Logits cannot be read", "a capsule of DLPack, not yet consumed",
+                    "a capsule named " + std::string(capsule.name() ? capsule.name() : "nothing"),
+                    "Return the tensor itself."});
+}
 
 std::optional<DType> dtype_of(const DLTensor& tensor) {
   if (tensor.dtype.lanes != 1) return std::nullopt;
@@ -55,8 +90,8 @@ BorrowedLogits borrow_logits(const py::object& tensor) {
     throw ModelError({"Logits cannot be read", "a tensor with __dlpack__ (NumPy, PyTorch, ...)",
                       py::str(py::type::of(tensor)), "Return the tensor itself."});
   }
-  const py::capsule capsule = tensor.attr("__dlpack__")();
-  const auto& dl = *static_cast<const DLTensor*>(PyCapsule_GetPointer(capsule.ptr(), "dltensor"));
+  const py::capsule capsule = export_tensor(tensor);
+  const DLTensor& dl = tensor_in(capsule);
   const std::optional<DType> dtype = dtype_of(dl);
   if (!dtype) {
     throw ModelError({"Logits have a type that cannot be chosen from",

@@ -22,6 +22,7 @@ const char* python_name(const Error& error) {
 // becomes its __cause__; one that is no Exception (KeyboardInterrupt) is raised as it is.
 void raise(const Error& error) {
   py::object cause = py::none();
+  ErrorDetail detail = error.detail();
   try {
     std::rethrow_if_nested(error);
   } catch (py::error_already_set& nested) {
@@ -30,9 +31,9 @@ void raise(const Error& error) {
       return;
     }
     cause = nested.value();
+    detail.actual = py::str("{}: {}").format(py::type::of(cause).attr("__name__"), cause);
   } catch (const std::exception&) {  // its message is in the detail
   }
-  const ErrorDetail& detail = error.detail();
   const py::object type = py::module_::import("pard_rt.errors").attr(python_name(error));
   const py::object value = type(detail.problem, detail.expected, detail.actual, detail.remedy);
   if (!cause.is_none()) value.attr("__cause__") = cause;

@@ -1,3 +1,4 @@
+#include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 #include <pybind11/stl/filesystem.h>
 
@@ -32,6 +33,15 @@ std::shared_ptr<OnnxModel> open(const std::filesystem::path& folder, const std::
                                  probe};
   const py::gil_scoped_release release;
   return std::make_shared<OnnxModel>(folder, options, search);
+}
+
+py::tuple cached_rows(const OnnxModel& model, SequenceId sequence, std::int64_t layer,
+                      std::int64_t length) {
+  const CachedRows rows = model.cached_rows(sequence, layer, length);
+  const std::vector<std::int64_t> shape{length, model.contract().num_kv_heads,
+                                        model.contract().head_dim};
+  return py::make_tuple(py::array_t<float>(shape, rows.keys.data()),
+                        py::array_t<float>(shape, rows.values.data()));
 }
 
 std::string form_of(const FolderContract& contract) {
@@ -77,6 +87,7 @@ void register_onnx(py::module_& module) {
                              [](const OnnxModel& self) { return self.library().path(); })
       .def_property_readonly("onnxruntime_version",
                              [](const OnnxModel& self) { return self.library().version(); })
+      .def("cached_rows", &cached_rows, py::arg("sequence"), py::arg("layer"), py::arg("length"))
       .def("probe", &OnnxModel::probe, py::call_guard<py::gil_scoped_release>());
   module.def(
       "onnxruntime_providers",

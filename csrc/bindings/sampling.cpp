@@ -15,7 +15,7 @@ namespace {
 LogitsRow row_of(const BorrowedLogits& logits) {
   if (logits.view.num_rows != 1) {
     throw InvalidArgument({"A choice is made from one row", "1 row",
-                           std::to_string(logits.view.num_rows) + " rows", "Pass row[None]."});
+                           std::to_string(logits.view.num_rows) + " rows", "Pass rows[i]."});
   }
   return logits.view.row(0);
 }

@@ -166,7 +166,10 @@ class ForwardItem:
         """Logits wanted for the last `num_rows` tokens; 0: only the cache is filled."""
 
 class Model:
-    """A causal language model with a KV cache per sequence. Subclass it to plug one in."""
+    """A causal language model with a KV cache per sequence. Subclass it to plug one in.
+
+    Decoders may share a Model while they run in one thread.
+    """
 
     def __init__(self) -> None: ...
     def info(self) -> ModelInfo:
@@ -221,7 +224,7 @@ class RoundCounts:
 
     @property
     def rounds(self) -> int:
-        """Target forwards that yielded tokens; a prefill chunk yields none."""
+        """Rounds of a sequence that yielded tokens; a prefill chunk yields none."""
 
     @property
     def committed(self) -> int:
@@ -314,6 +317,9 @@ class TokenEvent:
 @final
 class Decoder:
     """Decodes sequences together, round by round; they join and leave between rounds.
+
+    A decoder, its models and its sequences belong to one thread at a time; only
+    ``Sequence.cancel`` may be called from another. An observer may ``add`` but not ``step``.
 
     Parameters
     ----------
@@ -549,6 +555,25 @@ class OnnxModel(Model):
     def onnxruntime_path(self) -> str: ...
     @property
     def onnxruntime_version(self) -> str: ...
+    def cached_rows(
+        self, sequence: int, layer: int, length: int
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Copy what is cached for a sequence, for tests and debugging.
+
+        Returns
+        -------
+        keys, values : arrays, shape [length, num_kv_heads, head_dim]
+            Of positions 0 and on, keys after rotation. Which of them are good is the caller's to
+            know, as in `forward`.
+
+        Raises
+        ------
+        InvalidArgumentError
+            The layer or that many rows are not there.
+        ModelError
+            The cache lies in a device's memory.
+        """
+
     def probe(self) -> ProbeReport:
         """Try the graph; sequences in use are not touched.
 

@@ -108,10 +108,10 @@ def load(
     )
     if facts.num_tokens > vocab_size:
         raise ModelError(
-            f"the tokenizer of {name} knows more tokens than the model has logits",
+            f"The tokenizer of {name} knows more tokens than the model has logits",
             f"at most {vocab_size} tokens",
             str(facts.num_tokens),
-            "use the tokenizer the model was trained with",
+            "Use the tokenizer the model was trained with.",
         )
     return LoadedModel(module, module.config, tokenizer, facts)
 
@@ -131,10 +131,10 @@ def read_mask_token(config: Any, embedding_rows: int, explicit: int | None = Non
     """
     if str(getattr(config, "spd_type", "")).lower() == "pard2":
         raise ModelError(
-            "a PARD-2 draft needs its projection of target states, which the module lacks",
+            "A PARD-2 draft needs its projection of target states, which the module lacks",
             'spd_type "pard"',
             'spd_type "pard2"',
-            "use a PARD draft",
+            "Use a PARD draft.",
         )
     where, found = "mask_token_id", explicit
     if explicit is None:
@@ -162,15 +162,14 @@ def check_weights(folder: Path) -> None:
     """
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        shards = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
-        files = [folder / shard for shard in shards]
+        files = [folder / shard for shard in _shards(index)]
         missing = [file.name for file in files if not file.is_file()]
         if missing:
             raise ModelError(
                 f"{folder} lacks part of its weights",
                 f"the {len(files)} files its index names",
                 f"missing: {', '.join(missing)}",
-                "download the model again",
+                "Download the model again.",
             )
     else:
         files = sorted(folder.glob("*.safetensors"))
@@ -179,7 +178,7 @@ def check_weights(folder: Path) -> None:
                 f"{folder} has no weights",
                 "model.safetensors, or shards with an index",
                 "none",
-                "download the whole model, not only its configuration",
+                "Download the whole model, not only its configuration.",
             )
     for file in files:
         try:
@@ -187,33 +186,45 @@ def check_weights(folder: Path) -> None:
                 pass
         except (SafetensorError, OSError) as error:
             raise ModelError(
-                f"the weights file {file} is damaged",
+                f"The weights file {file} is damaged",
                 "a complete safetensors file",
                 str(error),
-                "download it again",
+                "Download it again.",
             ) from error
+
+
+def _shards(index: Path) -> list[str]:
+    try:
+        return sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(
+            f"The index of the weights {index} is damaged",
+            "a JSON object whose weight_map names the file of every tensor",
+            _first_line(error),
+            "Download it again.",
+        ) from error
 
 
 def _require_source(name: str) -> None:
     local = name.startswith(("/", ".", "~")) or name.count("/") > 1 or os.path.isfile(name)
     if not name or (local and not os.path.isdir(name)):
         raise ModelError(
-            f"there is no model folder '{name}'",
+            f"There is no model folder '{name}'",
             "a directory with config.json and weights, or a hub id",
             "a file" if os.path.isfile(name) else "nothing there",
-            "check the path",
+            "Check the path.",
         )
 
 
 def _load_config(name: str) -> Any:
     try:
         return AutoConfig.from_pretrained(name)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # each wrong field fails in its own way
         raise ModelError(
-            f"the configuration of '{name}' cannot be read",
+            f"The configuration of '{name}' cannot be read",
             "a config.json of an architecture this transformers knows",
             _first_line(error),
-            "check the folder or hub id; a new architecture may need a newer transformers",
+            "Check the folder or hub id; a new architecture may need a newer transformers.",
         ) from error
 
 
@@ -228,7 +239,7 @@ def _require_decoder(name: str, config: Any) -> None:
         f"{name} is not a decoder-only language model",
         "a causal language model",
         actual,
-        "use a model that transformers loads as AutoModelForCausalLM",
+        "Use a model that transformers loads as AutoModelForCausalLM.",
     )
 
 
@@ -238,12 +249,14 @@ def _load_module(name: str, config: Any, dtype: torch.dtype | str) -> Any:
             name, config=config, dtype=dtype, output_loading_info=True
         )
         module, report = loaded
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # so does each size that fits nothing
         raise ModelError(
-            f"the weights of '{name}' cannot be loaded",
-            "weights that fit the configuration",
+            f"The weights of '{name}' cannot be loaded",
+            "a configuration of a decoder, and weights that fit it",
             _first_line(error),
-            "download the model again",
+            "Download the model again.",
         ) from error
     missing = sorted(report["missing_keys"])
     if missing:
@@ -251,7 +264,7 @@ def _load_module(name: str, config: Any, dtype: torch.dtype | str) -> Any:
             f"{name} lacks {len(missing)} of its weights",
             "a weight for every parameter",
             f"missing: {', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}",
-            "download the model again",
+            "Download the model again.",
         )
     return module.eval().requires_grad_(False)
 
@@ -266,7 +279,7 @@ def _load_tokenizer(name: str, needed: bool) -> PreTrainedTokenizerBase | None:
             f"{name} has no tokenizer",
             "tokenizer.json beside the weights",
             _first_line(error),
-            "copy the tokenizer's files into the folder",
+            "Copy the tokenizer's files into the folder.",
         ) from error
     return tokenizer
 
@@ -276,10 +289,10 @@ def _max_length(config: Any, asked: int | None) -> int:
     length = asked if asked is not None else limit
     if length is None or length < 1 or (limit is not None and length > limit):
         raise InvalidArgumentError(
-            "max_length does not fit the model",
+            "Max_length does not fit the model",
             f"1..{limit}" if limit else "a positive number: the configuration has no limit",
             str(asked),
-            "choose a length the model was trained for",
+            "Choose a length the model was trained for.",
         )
     return int(length)
 

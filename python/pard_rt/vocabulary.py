@@ -52,10 +52,10 @@ def token_bytes(tokenizer: Any, count: int) -> list[bytes]:
         to_byte = None
     else:
         raise ModelError(
-            "the bytes of this tokenizer's tokens cannot be told",
+            "The bytes of this tokenizer's tokens cannot be told",
             "a byte-level or SentencePiece-like tokenizer.json",
             f"decoder {', '.join(sorted(decoders)) or 'none'}",
-            "use a model with a fast tokenizer of one of these kinds",
+            "Use a model with a fast tokenizer of one of these kinds.",
         )
     table = [b""] * count
     for token, i in tokenizer.get_vocab().items():

@@ -5,6 +5,7 @@
 #include <exception>
 #include <string>
 
+#include "choose.h"
 #include "error.h"
 
 namespace pard {
@@ -21,6 +22,11 @@ void check_info(const ModelInfo& info) {
   positive("vocab_size", info.vocab_size);
   positive("max_length", info.max_length);
   positive("num_tokens", info.token_count());
+  if (info.vocab_size > max_vocab_size) {
+    throw ModelError({"Model '" + info.name + "' has too large a vocabulary",
+                      "at most " + std::to_string(max_vocab_size), std::to_string(info.vocab_size),
+                      "Correct what its info() reports."});
+  }
   if (info.token_count() > info.vocab_size) {
     throw ModelError({"Model '" + info.name + "' knows more tokens than its rows hold",
                       "num_tokens <= vocab_size = " + std::to_string(info.vocab_size),
@@ -29,18 +35,29 @@ void check_info(const ModelInfo& info) {
 }
 
 void check_logits(const ModelInfo& info, const LogitsView& logits, std::int64_t num_rows) {
-  if (logits.num_rows == num_rows && logits.vocab_size == info.vocab_size &&
-      (num_rows == 0 || logits.data != nullptr)) {
+  const bool rows_apart = num_rows < 2 || logits.row_stride >= info.vocab_size;
+  if (logits.num_rows == num_rows && logits.vocab_size == info.vocab_size && rows_apart &&
+      logits.data != nullptr) {
     return;
   }
   throw ModelError(
       {"Model '" + info.name + "' returned logits of the wrong shape",
        "[" + std::to_string(num_rows) + ", " + std::to_string(info.vocab_size) + "]",
-       "[" + std::to_string(logits.num_rows) + ", " + std::to_string(logits.vocab_size) + "]",
+       "[" + std::to_string(logits.num_rows) + ", " + std::to_string(logits.vocab_size) +
+           "], rows " + std::to_string(logits.row_stride) + " apart",
        "forward() returns the last num_rows rows of each item, in the batch's order."});
 }
 
 }  // namespace
+
+LogitsError locate(const LogitsError& error, const std::string& model, SequenceId sequence,
+                   std::int64_t position) {
+  ErrorDetail detail = error.detail();
+  detail.problem += ": model '" + model + "', sequence " + std::to_string(sequence) +
+                    ", position " + std::to_string(position);
+  detail.remedy += " Cancel the sequence where it cannot go on; others do.";
+  return LogitsError(std::move(detail));
+}
 
 CachedModel::CachedModel(std::shared_ptr<Model> model) : model_(std::move(model)) {
   if (!model_) {

@@ -3,11 +3,17 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <string>
 #include <unordered_map>
 
+#include "error.h"
 #include "model.h"
 
 namespace pard {
+
+// The same error, saying which row of which model and sequence it is about.
+LogitsError locate(const LogitsError& error, const std::string& model, SequenceId sequence,
+                   std::int64_t position);
 
 // A Model, and the owner of its cached lengths: how many rows of each sequence hold keys and values
 // of committed tokens. forward() writes rows but keeps none of them; keep() says which became good.

@@ -8,6 +8,9 @@
 
 namespace pard {
 
+// The widest row there may be.
+inline constexpr std::int64_t max_vocab_size = std::int64_t{1} << 22;
+
 // How a token is chosen from a row. Filters act on the tempered distribution in this order: top_k,
 // top_p, min_p. All three cut the same ranking (logit descending, then id ascending), so a filter
 // is a place in it.

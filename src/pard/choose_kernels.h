@@ -42,10 +42,9 @@ struct Row {
 // sum does not depend on its order. A token at -inf can never be chosen and weighs 0 in both.
 enum class Measure : std::uint8_t {
   count,        // 1
-  probability,  // floor(2^40 * exp((logit - max) / temperature)); 2^22 of them fit 64 bits
+  probability,  // floor(2^40 * exp((logit - max) / temperature)); max_vocab_size of them fit 64
+                // bits
 };
-
-inline constexpr Token max_vocab_size = 1 << 22;
 
 struct Candidate {
   float logit;

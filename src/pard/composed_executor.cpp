@@ -46,7 +46,6 @@ void ComposedExecutor::plan(Share& share, Sequence& sequence, int num_speculativ
   const std::int64_t uncached = sequence.length() - cached;
   share.sequence = &sequence;
   share.error = nullptr;
-  share.rows = {};
   share.prefill_chunk = uncached > prefill_chunk_;
   share.num_committed = static_cast<std::size_t>(std::min(uncached, prefill_chunk_));
 
@@ -124,9 +123,10 @@ SequenceRound ComposedExecutor::verify_share(Share& share) const {
       ++num_chosen;
       return choice;
     });
-  } catch (const Error&) {
+  } catch (const LogitsError& error) {
     if (num_chosen == 0) {
-      round.error = std::current_exception();
+      round.error = std::make_exception_ptr(
+          locate(error, target_.info().name, sequence.id(), sequence.length()));
       return round;
     }
     // The rows before the bad one stand, as they would in plain decoding; the next round meets it

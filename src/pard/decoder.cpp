@@ -20,9 +20,29 @@ void check_token_ids(const char* what, const std::vector<Token>& ids, const Mode
                          std::to_string(*bad), "Encode with the target's own tokenizer."});
 }
 
+// Refuses a round inside a round: an observer, a Model or another thread that calls step().
+class InRound {
+ public:
+  explicit InRound(std::atomic_flag& flag) : flag_(flag) {
+    if (flag_.test_and_set()) {
+      throw InvalidArgument({"step() was called while a round is in flight", "one round at a time",
+                             "a second one",
+                             "Step from one thread, and not from an observer or a "
+                             "Model; add() new work there instead."});
+    }
+  }
+  ~InRound() { flag_.clear(); }
+  InRound(const InRound&) = delete;
+  InRound& operator=(const InRound&) = delete;
+
+ private:
+  std::atomic_flag& flag_;
+};
+
 }  // namespace
 
 bool Decoder::step() {
+  const InRound in_round(in_round_);
   const Stopwatch stopwatch(wall_);
   admit();
   if (active_.empty()) return false;
@@ -55,9 +75,9 @@ void Decoder::publish(Request& request, const SequenceRound& round) {
     observer_error = std::current_exception();
   }
   const std::int64_t num_committed = sequence.length() - length;
+  executor_->keep(sequence);
   sequence.counts_.add_round(round.num_proposals, round.num_accepted, num_committed);
   counts_.add_round(round.num_proposals, round.num_accepted, num_committed);
-  executor_->keep(sequence);
   if (observer_error) std::rethrow_exception(observer_error);
 }
 
@@ -121,8 +141,9 @@ void Decoder::admit() {
   };
   for (const Request& request : active_) finish_if_cancelled(request);
   retire_finished();
+  std::erase_if(waiting_, finish_if_cancelled);
   while (active_.size() < max_batch_size_ && !waiting_.empty()) {
-    if (!finish_if_cancelled(waiting_.front())) active_.push_back(std::move(waiting_.front()));
+    active_.push_back(std::move(waiting_.front()));
     waiting_.pop_front();
   }
   batch_.clear();

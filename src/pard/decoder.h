@@ -1,5 +1,6 @@
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <deque>
@@ -92,6 +93,7 @@ class Decoder {
   std::vector<Sequence*> batch_;
   RoundCounts counts_;
   Duration wall_{};
+  std::atomic_flag in_round_{};
 };
 
 }  // namespace pard

@@ -9,7 +9,10 @@
 namespace pard {
 
 Drafter::Drafter(std::shared_ptr<Model> model, Token filler, std::int64_t prefill_chunk)
-    : model_(std::move(model)), filler_(filler), prefill_chunk_(prefill_chunk) {
+    : model_(std::move(model)),
+      filler_(filler),
+      prefill_chunk_(prefill_chunk),
+      num_proposable_(model_.info().token_count()) {
   if (prefill_chunk < 1) {
     throw InvalidArgument({"prefill_chunk is out of range", "at least 1",
                            std::to_string(prefill_chunk), "512 suits most models."});
@@ -18,7 +21,7 @@ Drafter::Drafter(std::shared_ptr<Model> model, Token filler, std::int64_t prefil
 
 void Drafter::pair_with(const ModelInfo& target) {
   check_compatible(target, info());
-  num_proposable_ = std::min(target.token_count(), info().token_count());
+  num_proposable_ = std::min(num_proposable_, target.token_count());
 }
 
 void Drafter::propose(std::span<DraftRequest> batch) {
@@ -58,11 +61,11 @@ void Drafter::choose_proposal(DraftRequest& request, std::size_t index, const Lo
   const Sequence& sequence = *request.sequence;
   LogitsRow tokens = logits.row(row);
   tokens.size = num_proposable_;
+  const std::int64_t position = sequence.length() + static_cast<std::int64_t>(index);
   try {
-    request.proposals[index] = choose(tokens, sequence.params().sampling,
-                                      sequence.length() + static_cast<std::int64_t>(index));
-  } catch (const Error&) {
-    request.error = std::current_exception();
+    request.proposals[index] = choose(tokens, sequence.params().sampling, position);
+  } catch (const LogitsError& error) {
+    request.error = std::make_exception_ptr(locate(error, info().name, sequence.id(), position));
   }
 }
 
@@ -122,8 +125,6 @@ void AutoregressiveDrafter::propose_caught_up(std::span<DraftRequest> batch) {
     if (items_.empty()) return;
     const LogitsView logits = model_.forward(items_);
     for (std::size_t i = 0; i < requests_.size(); ++i) {
-      const Sequence& sequence = *requests_[i]->sequence;
-      if (step == 0) model_.keep(sequence.id(), sequence.length());
       choose_proposal(*requests_[i], step, logits, static_cast<std::int64_t>(i));
     }
   }

@@ -30,7 +30,7 @@ class Drafter {
 
   const CachedModel& model() const { return model_; }
 
-  // Says whose tokens are proposed, before the first propose(). Throws IncompatibleModels where the
+  // Says whose tokens are proposed; more than one target may. Throws IncompatibleModels where the
   // draft's token ids are not the target's.
   void pair_with(const ModelInfo& target);
 
@@ -77,7 +77,8 @@ class Drafter {
 
   Token filler_;
   std::int64_t prefill_chunk_;
-  std::int64_t num_proposable_ = 0;  // ids below are tokens of both; others are never proposed
+  std::int64_t
+      num_proposable_;  // ids below are tokens of draft and targets: others are not proposed
 };
 
 // PARD: all K proposals in one forward.

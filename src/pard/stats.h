@@ -11,7 +11,7 @@ using Duration = std::chrono::nanoseconds;
 // What rounds proposed and what came of it. num_accepted counts draft tokens only: a round commits
 // num_accepted + 1 tokens, unless the sequence ends inside them.
 struct RoundCounts {
-  std::int64_t rounds = 0;     // target forwards that yielded tokens; a prefill chunk yields none
+  std::int64_t rounds = 0;  // rounds of a sequence that yielded tokens; a prefill chunk yields none
   std::int64_t committed = 0;  // tokens published, corrections and bonus tokens included
   std::int64_t drafted = 0;    // proposals verified
   std::int64_t accepted = 0;   // of them, proposals that held

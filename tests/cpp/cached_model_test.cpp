@@ -86,5 +86,25 @@ TEST_CASE("a model whose info makes no sense is refused, and so is none") {
   CHECK_THROWS_AS(CachedModel{canned}, ModelError);
 }
 
+TEST_CASE("a forward that fails voids the rows it was to write") {
+  auto fake = std::make_shared<FakeModel>(FakeLanguage(16));
+  CachedModel model(fake);
+  const std::vector<Token> tokens = {1, 2, 3};
+  const ForwardItem first{7, 0, tokens, 0};
+  model.forward({&first, 1});
+  model.keep(7, 3);
+  fake->forwards_until_failure = 0;
+  const ForwardItem rewrite{7, 1, tokens, 1};  // rows 1.. are being rewritten when it fails
+  CHECK_THROWS_AS(model.forward({&rewrite, 1}), ModelError);
+  CHECK(model.cached_length(7) == 1);
+  model.keep_at_most(7, 3);
+  CHECK(model.cached_length(7) == 1);
+}
+
+TEST_CASE("a model that knows no tokens is refused") {
+  const auto model = std::make_shared<FakeModel>(FakeLanguage(0), FakeModel::Options{.padding = 4});
+  CHECK_THROWS_AS(CachedModel{model}, ModelError);
+}
+
 }  // namespace
 }  // namespace pard

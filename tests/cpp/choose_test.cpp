@@ -475,3 +475,34 @@ TEST_CASE("sampling parameters out of range are refused by name") {
   for (const SamplingParams& params : many_params()) CHECK_NOTHROW(params.validate());
   CHECK_THROWS_AS(choose({1.0F}, {.temperature = not_a_number}), pard::InvalidArgument);
 }
+
+TEST_CASE("of equal scores the lowest id wins, whichever block is looked at first") {
+  const std::uint64_t seed = 6214316;  // the two largest variates of 128, and they are equal
+  REQUIRE(pard::noise::gumbel(seed, 0, 12) == pard::noise::gumbel(seed, 0, 112));
+  std::vector<float> row(128, 0.0F);
+  const auto chosen = [&] {
+    return pard::choose({row.data(), DType::f32, Device::cpu, 128},
+                        {.temperature = 1.0F, .seed = seed}, 0);
+  };
+  CHECK(chosen() == 12);
+  row[127] = 0x1p-30F;  // the second block goes first; too little to move a score
+  CHECK(chosen() == 12);
+}
+
+TEST_CASE("top_p and min_p cut at the exact place among equals") {
+  const std::vector<float> row(4, 1.0F);
+  for (std::uint64_t seed = 0; seed < 60; ++seed) {
+    const LogitsRow logits{row.data(), DType::f32, Device::cpu, 4};
+    CHECK(pard::choose(logits, {.temperature = 1.0F, .top_p = 0.5F, .seed = seed}, 0) < 2);
+    CHECK(pard::choose(logits, {.temperature = 1.0F, .top_k = 2, .min_p = 1.0F, .seed = seed}, 0) <
+          2);
+  }
+}
+
+TEST_CASE("a seed's noise is the same for ever") {
+  const pard::noise::Philox block = pard::noise::block(1, 2, 3);
+  CHECK(block.word[0] == 0xd287d48bU);
+  CHECK(block.word[1] == 0xf5e332f8U);
+  CHECK(block.word[2] == 0x72dd5824U);
+  CHECK(block.word[3] == 0x3ad4cf8fU);
+}

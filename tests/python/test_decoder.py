@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import datetime
 import itertools
+import pickle
 
 import numpy as np
 import pytest
@@ -298,7 +300,78 @@ def test_choose_and_verify_are_at_hand() -> None:
 
 
 def test_errors_survive_pickling() -> None:
-    import pickle
-
     error = pard_rt.LogitsError("a", "b", "c", "d")
     assert str(pickle.loads(pickle.dumps(error))) == str(error)
+
+
+def test_prompts_may_be_tensors_of_any_framework() -> None:
+    expected = reference.plain(TableLanguage(0).as_function(), PROMPT, 5)
+    for prompt in (PROMPT, tuple(PROMPT), np.array(PROMPT), torch.tensor(PROMPT)):
+        decoder = pard_rt.Decoder(TableModel(TableLanguage(0)))
+        sequence = decoder.add(prompt, max_new_tokens=5)
+        decoder.run()
+        assert sequence.generated.tolist() == expected
+    for bad in (torch.tensor([PROMPT]), [1.5, 2.0], "text", None):
+        with pytest.raises(pard_rt.InvalidArgumentError, match="flat list of integers"):
+            pard_rt.Decoder(TableModel(TableLanguage(0))).add(bad)  # type: ignore[arg-type]
+
+
+def test_read_only_logits_are_fine() -> None:
+    class ReadOnly(TableModel):
+        def forward(self, batch: list[pard_rt.ForwardItem]) -> object:  # type: ignore[override]
+            logits = super().forward(batch)
+            assert isinstance(logits, np.ndarray)
+            logits.flags.writeable = False
+            return logits
+
+    decoder = pard_rt.Decoder(ReadOnly(TableLanguage(0)))
+    sequence = decoder.add(PROMPT, max_new_tokens=5)
+    decoder.run()
+    assert len(sequence.generated) == 5
+
+
+def test_a_capsule_that_is_no_tensor_is_refused() -> None:
+    class Foreign:
+        def __dlpack__(self, **_: object) -> object:
+            return datetime.datetime_CAPI  # type: ignore[attr-defined]
+
+    with pytest.raises(pard_rt.ModelError, match="capsule"):
+        pard_rt.choose(Foreign(), pard_rt.SamplingParams(), 0)
+
+
+def test_an_observer_may_add_but_not_step() -> None:
+    decoder = pard_rt.Decoder(TableModel(TableLanguage(0)))
+    late: list[pard_rt.Sequence] = []
+
+    def observer(event: pard_rt.TokenEvent) -> None:
+        if not late:
+            late.append(decoder.add(PROMPT, max_new_tokens=3))
+        with pytest.raises(pard_rt.InvalidArgumentError, match="round is in flight"):
+            decoder.step()
+
+    decoder.add(PROMPT, max_new_tokens=4, observer=observer)
+    decoder.run()
+    assert late[0].finish_reason == "length"
+
+
+def test_an_error_names_model_sequence_and_position() -> None:
+    target = TableModel(TableLanguage(0))
+    target.language.tables[:] = np.nan
+    decoder = pard_rt.Decoder(target)
+    sequence = decoder.add(PROMPT)
+    with pytest.raises(
+        pard_rt.LogitsError, match=f"model 'table', sequence {sequence.id}, position {len(PROMPT)}"
+    ):
+        decoder.step()
+    sequence.cancel()
+    assert not decoder.step()
+
+
+def test_a_model_s_own_error_is_told_in_a_line() -> None:
+    target = Raising(TableLanguage(0))
+    target.error = ValueError("no such layer")
+    decoder = pard_rt.Decoder(target)
+    decoder.add(PROMPT)
+    with pytest.raises(pard_rt.ModelError) as caught:
+        decoder.step()
+    assert caught.value.actual == "ValueError: no such layer"

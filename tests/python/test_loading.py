@@ -161,3 +161,20 @@ def test_token_bytes_spell_what_the_tokenizer_decodes() -> None:
     assert b"".join(table[i] for i in tokenizer.encode(text)) == text.encode("utf-8")
     assert table[EOS] == table[BOS] == b""
     assert sorted(entry for entry in table if len(entry) == 1) == [bytes([b]) for b in range(256)]
+
+
+def test_a_damaged_index_is_refused(folder: Path) -> None:
+    for text in ("{", "[]", '{"weight_map": 3}'):
+        (folder / "model.safetensors.index.json").write_text(text)
+        with pytest.raises(ModelError, match=r"index of the weights .* is damaged"):
+            load(folder)
+
+
+@pytest.mark.parametrize(("field", "value"), [("hidden_size", "wide"), ("hidden_size", 0)])
+def test_a_configuration_that_makes_no_sense_is_refused(
+    field: str, value: object, folder: Path
+) -> None:
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {field: value}))
+    with pytest.raises(ModelError):
+        load(folder)

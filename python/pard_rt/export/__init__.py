@@ -127,12 +127,12 @@ def _check_arguments(form: str, weights: str) -> None:
     ):
         if given not in known:
             raise InvalidArgumentError(
-                f"unknown {what} of an ONNX export", " or ".join(known), given, f"choose a {what}"
+                f"Unknown {what} of an ONNX export", " or ".join(known), given, f"Choose a {what}."
             )
     if form == "portable" and weights in BITS:
         raise InvalidArgumentError(
-            "the portable form has standard operators only, which know no block-wise weights",
+            "The portable form has standard operators only, which know no block-wise weights",
             "weights fp32 or fp16",
             weights,
-            'use form="gqa", or quantize the folder for its target with that target\'s tools',
+            'Use form="gqa", or quantize the folder for its target with that target\'s tools.',
         )

@@ -137,7 +137,7 @@ def check_graph(
             f"ONNX Runtime cannot run the exported graph {graph.name}",
             "a session and a forward without error",
             str(error).strip().splitlines()[0],
-            "report the architecture",
+            "Report the architecture.",
         ) from error
     in_parts = np.concatenate([first, new, several, one]).astype(np.float32)
     expected = np.concatenate([_logits(module, text), _logits(module, rewound)[kept:]])
@@ -151,10 +151,10 @@ def check_graph(
         wanted = f"logits within {TOLERANCE[module.dtype]:g} of the largest"
     if not agrees:
         raise ModelError(
-            f"the exported {form} graph does not compute what the PyTorch module computes",
+            f"The exported {form} graph does not compute what the PyTorch module computes",
             wanted,
             f"{found}, cuts within {cut.max_error:.3g}",
-            "try the other form; report the architecture",
+            "Try the other form; report the architecture.",
         )
     return found
 

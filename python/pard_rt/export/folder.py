@@ -49,7 +49,7 @@ def new_folder(out: Path) -> Iterator[Path]:
             f"{out} is already there",
             "a new or empty folder",
             "a folder with files" if out.is_dir() else "a file",
-            "remove it or choose another name",
+            "Remove it or choose another name.",
         )
     partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
     try:
@@ -64,7 +64,7 @@ def new_folder(out: Path) -> Iterator[Path]:
                 f"{out} cannot be written",
                 "room on the disk" if full else "a place that can be written to",
                 str(error),
-                "free some space or choose another place" if full else "choose another place",
+                "Free some space or choose another place" if full else "choose another place.",
             ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -16,9 +16,27 @@ _TOLERANCE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 @contextmanager
 def fused_modules(module: nn.Module) -> Iterator[None]:
     """While tracing, let RMS norms and GELUs of `module` become one operator each."""
+    with _forwards(module, lambda part: _fused_norm(part) or _fused_gelu(part)):
+        yield
+
+
+@contextmanager
+def plain_norms(module: nn.Module) -> Iterator[None]:
+    """While tracing, let RMS norms of `module` divide by a root, as ONNX Runtime's fusion expects.
+
+    It does not recognise the product with a reciprocal that `rsqrt` becomes.
+    """
+    with _forwards(module, _plain_norm):
+        yield
+
+
+@contextmanager
+def _forwards(
+    module: nn.Module, replacement: Callable[[nn.Module], Callable[[Tensor], Tensor] | None]
+) -> Iterator[None]:
     with ExitStack() as stack:
         for part in module.modules():
-            forward = _fused_norm(part) or _fused_gelu(part)
+            forward = replacement(part)
             if forward is not None:
                 stack.enter_context(mock.patch.object(part, "forward", forward))
         yield
@@ -36,8 +54,8 @@ def _probe(width: int, like: Tensor) -> Tensor:
     return torch.randn(3, width, generator=generator).to(like.device, like.dtype)
 
 
-def _fused_norm(part: nn.Module) -> Callable[[Tensor], Tensor] | None:
-    """SimplifiedLayerNormalization for a module that is RMS norm with `weight` or 1 + `weight`."""
+def _norm(part: nn.Module) -> tuple[Tensor, float] | None:
+    """Scale and epsilon of a module that is RMS norm with `weight` or 1 + `weight`."""
     parameters = dict(part.named_parameters())
     weight = parameters.get("weight")
     eps = getattr(part, "variance_epsilon", getattr(part, "eps", None))
@@ -46,21 +64,38 @@ def _fused_norm(part: nn.Module) -> Callable[[Tensor], Tensor] | None:
     x = _probe(weight.shape[0], weight)
     for scale in (weight.detach(), 1 + weight.detach()):
         with torch.no_grad():
-            expected = nn.functional.rms_norm(x, weight.shape, scale, eps)
-            if not _equal(part(x), expected):
-                continue
-
-        def forward(x: Tensor, scale: Tensor = scale) -> Tensor:
-            return symbolic(
-                "SimplifiedLayerNormalization",
-                (x, scale),
-                {"axis": -1, "epsilon": eps, "stash_type": 1},
-                dtype=x.dtype,
-                shape=x.shape,
-            )
-
-        return forward
+            if _equal(part(x), nn.functional.rms_norm(x, weight.shape, scale, eps)):
+                return scale, eps
     return None
+
+
+def _fused_norm(part: nn.Module) -> Callable[[Tensor], Tensor] | None:
+    """SimplifiedLayerNormalization for an RMS norm."""
+    norm = _norm(part)
+    if norm is None:
+        return None
+    scale, eps = norm
+    return lambda x: symbolic(
+        "SimplifiedLayerNormalization",
+        (x, scale),
+        {"axis": -1, "epsilon": eps, "stash_type": 1},
+        dtype=x.dtype,
+        shape=x.shape,
+    )
+
+
+def _plain_norm(part: nn.Module) -> Callable[[Tensor], Tensor] | None:
+    norm = _norm(part)
+    if norm is None:
+        return None
+    scale, eps = norm
+
+    def forward(x: Tensor) -> Tensor:
+        wide = x.float()
+        normed = wide / torch.sqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
+        return normed.to(x.dtype) * scale
+
+    return forward
 
 
 def _fused_gelu(part: nn.Module) -> Callable[[Tensor], Tensor] | None:

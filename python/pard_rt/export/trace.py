@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.onnx.ops import symbolic, symbolic_multi_out
 
 from pard_rt.errors import ModelError
-from pard_rt.export.fused import fused_modules
+from pard_rt.export.fused import fused_modules, plain_norms
 from pard_rt.export.rope import RopeTables, find_rope, read_full_tables, tabled, unrotated
 from pard_rt.models.attention import AttentionCall, attending, softmax_scores
 from pard_rt.models.probe import CacheLayout
@@ -98,7 +98,7 @@ class _PortableAttention:
         # [B, H, R * G, D]: the heads of a group are further rows of their one KV head
         q = (query * call.scale).reshape(batch, rows, kv_heads, groups, dim)
         q = q.permute(0, 2, 1, 3, 4).reshape(batch, kv_heads, -1, dim)
-        scores = torch.cat([q @ k.permute(0, 2, 3, 1) for k in (past_key, key)], dim=-1)
+        scores = torch.cat([_scores(q, k) for k in (past_key, key)], dim=-1)
         sinks = call.sinks
         if sinks is not None:
             sinks = sinks.view(1, kv_heads, 1, groups, 1).expand(batch, -1, rows, -1, -1)
@@ -126,6 +126,17 @@ class _PortableAttention:
             outside = columns[:, None, :] <= self._positions[:, :, None] - window
             self._biases[window] = bias.masked_fill(outside[:, None], torch.finfo(bias.dtype).min)
         return self._biases[window]
+
+
+def _scores(query: Tensor, key: Tensor) -> Tensor:
+    """[B, H, N, D] times [B, R, H, D]: [B, H, N, R].
+
+    The reshape keeps the two transposes apart. ONNX Runtime does the first, which moves whole
+    heads, and leaves the second to the product; made one, they gather the past number by number.
+    """
+    keys = key.transpose(1, 2).flatten(0, 1)
+    scores = query.flatten(0, 1) @ keys.transpose(1, 2)
+    return scores.reshape(*query.shape[:3], key.shape[1])
 
 
 class _Graph(nn.Module):
@@ -187,8 +198,7 @@ def trace(module: Any, layout: CacheLayout, form: str, max_length: int) -> ir.Mo
             stack.enter_context(unrotated(module))
         elif full is not None:
             stack.enter_context(tabled(module, full))
-        if form == "gqa":
-            stack.enter_context(fused_modules(module))
+        stack.enter_context(fused_modules(module) if form == "gqa" else plain_norms(module))
         stack.enter_context(torch.no_grad())
         graph = _Graph(module, form, rope, max_length).eval()
         try:
@@ -201,7 +211,7 @@ def trace(module: Any, layout: CacheLayout, form: str, max_length: int) -> ir.Mo
                 f"{type(module).__name__} cannot be traced to ONNX",
                 "operators that torch.onnx translates",
                 str(error).strip().splitlines()[0],
-                "report the architecture",
+                "Report the architecture.",
             ) from error
     if program is None:
         raise RuntimeError("torch.onnx.export gave no program")

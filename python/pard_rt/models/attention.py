@@ -97,7 +97,7 @@ def _attention(
             f"{type(module).__name__} needs an attention pard-rt does not have",
             "causal attention, with a sliding window, soft cap or sinks at most",
             ", ".join(asked),
-            "use a plain decoder-only model in eval mode",
+            "Use a plain decoder-only model in eval mode.",
         )
     attention: Attention | None = getattr(_active, "attention", None)
     if attention is None:
@@ -105,7 +105,7 @@ def _attention(
             f"{type(module).__name__} was run outside pard_rt.models.attention.attending()",
             "an active Attention",
             "none",
-            "run the module through TorchModel, or set another attention implementation on it",
+            "Run the module through TorchModel, or set another attention implementation on it.",
         )
     call = AttentionCall(
         layer=int(module.layer_idx),  # type: ignore[arg-type]
@@ -200,6 +200,15 @@ class SequenceCache:
             self._layers[layer] = (keys, values)
         keys[past:length] = key
         values[past:length] = value
+        return keys[:length], values[:length]
+
+    def capacity(self, layer: int) -> int:
+        """Rows there is room for; 0 before a layer's first write."""
+        return self._layers[layer][0].shape[0] if layer in self._layers else 0
+
+    def read(self, layer: int, length: int) -> tuple[Tensor, Tensor]:
+        """Return views of rows 0..length-1, as they were written."""
+        keys, values = self._layers[layer]
         return keys[:length], values[:length]
 
 

@@ -93,7 +93,7 @@ def _refuse_layer_types(config: Any) -> None:
             f"{config.model_type} has layers that pard-rt cannot run",
             f"layers of type {' or '.join(_LAYER_TYPES)}",
             ", ".join(other),
-            "use a decoder with plain attention layers",
+            "Use a decoder with plain attention layers.",
         )
 
 
@@ -110,10 +110,10 @@ def refuse_moving_rope(config: Any, max_length: int) -> None:
         limit = kind.get("original_max_position_embeddings") or config.max_position_embeddings
         if max_length > limit:
             raise ModelError(
-                f"the rotary embedding '{kind['rope_type']}' changes beyond {limit} positions",
+                f"The rotary embedding '{kind['rope_type']}' changes beyond {limit} positions",
                 f"max_length <= {limit}",
                 str(max_length),
-                f"pass max_length={limit}",
+                f"Pass max_length={limit}.",
             )
 
 
@@ -169,7 +169,7 @@ def _compare_with_eager(module: Any) -> CacheLayout:
             f"{type(module).__name__} computes other logits through pard-rt's attention",
             f"a relative difference to eager attention of at most {tolerance:g}",
             f"{error:.3g}",
-            "its attention does something of its own; report the architecture",
+            "Its attention does something of its own; report the architecture.",
         )
     (num_kv_heads, head_dim), *_ = seen[1].shapes
     windows = tuple(seen[1].calls[layer].sliding_window for layer in sorted(seen[1].calls))
@@ -199,5 +199,5 @@ def _refuse_bypass(module: Any, seen: _Recorder) -> None:
             expected, actual = "sliding_window passed to the attention", f"none in layers {silent}"
     if problem:
         raise ModelError(
-            f"{type(module).__name__}: {problem}", expected, actual, "use another architecture"
+            f"{type(module).__name__}: {problem}", expected, actual, "Use another architecture."
         )

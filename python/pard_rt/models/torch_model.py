@@ -105,6 +105,32 @@ class TorchModel(Model):
         """Free what is kept for a sequence; unknown ids are ignored."""
         self._caches.pop(sequence, None)
 
+    def cached_rows(self, sequence: int, layer: int, length: int) -> tuple[Tensor, Tensor]:
+        """Copy what is cached for a sequence, for tests and debugging.
+
+        Returns
+        -------
+        keys, values : Tensor [length, num_kv_heads, head_dim]
+            Of positions 0 and on, keys after rotation, in the module's dtype, on its device. Which
+            of them are good is the caller's to know, as in `forward`.
+
+        Raises
+        ------
+        InvalidArgumentError
+            The layer or that many rows are not there.
+        """
+        cache = self._caches.get(sequence)
+        rows = 0 if cache is None else cache.capacity(layer)
+        if cache is None or not 0 <= length <= rows:
+            raise InvalidArgumentError(
+                f"{self._info.name} has no such cached rows",
+                f"at most {rows} rows of layer {layer} of sequence {sequence}",
+                str(length),
+                "Ask for rows that a forward has written.",
+            )
+        keys, values = cache.read(layer, length)
+        return keys.clone(), values.clone()
+
     def _row(self, parts: list[np.ndarray[Any, Any]]) -> Tensor:
         return torch.from_numpy(np.concatenate(parts)).to(self._device)
 
@@ -112,15 +138,15 @@ class TorchModel(Model):
         length = item.past_length + len(tokens)
         if length > self._info.max_length:
             raise InvalidArgumentError(
-                f"sequence {item.sequence} is too long for {self._info.name}",
+                f"Sequence {item.sequence} is too long for {self._info.name}",
                 f"at most {self._info.max_length} positions",
                 str(length),
-                "shorten the prompt or allow fewer new tokens",
+                "Shorten the prompt or allow fewer new tokens.",
             )
         if len(tokens) and (tokens.min() < 0 or tokens.max() >= self._num_embeddings):
             raise InvalidArgumentError(
-                f"a token of sequence {item.sequence} is outside the embedding",
+                f"A token of sequence {item.sequence} is outside the embedding",
                 f"ids 0..{self._num_embeddings - 1}",
                 f"ids {tokens.min()}..{tokens.max()}",
-                "check that the tokenizer belongs to this model",
+                "Check that the tokenizer belongs to this model.",
             )

@@ -50,6 +50,8 @@ class GraphRunner {
   SequenceCache make_cache() const;
   void run(SequenceCache& cache, const GraphRun& run);
 
+  bool caches_on_host() const { return kv_place_ == Place::host || !session_.on_device(); }
+
  private:
   // An input that lies in host memory of ours, and its tensor.
   template <class T>

@@ -37,6 +37,13 @@ bool KvBuffer::reserve(std::int64_t rows, std::int64_t kept, const Allocate& all
   return true;
 }
 
+const std::byte* KvBuffer::head(std::size_t index, std::int64_t row, std::int64_t head) const {
+  assert(row < capacity_ && head < shape_.num_heads);
+  const std::int64_t place = shape_.layout == KvLayout::heads_first ? head * capacity_ + row
+                                                                    : row * shape_.num_heads + head;
+  return part(index) + static_cast<std::size_t>(place * shape_.head_dim) * shape_.element_size;
+}
+
 void KvBuffer::copy_rows(const KvBuffer& from, std::int64_t rows) const {
   const bool by_head = shape_.layout == KvLayout::heads_first;
   const std::size_t runs = by_head ? static_cast<std::size_t>(shape_.num_heads) : 1;

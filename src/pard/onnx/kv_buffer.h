@@ -44,11 +44,15 @@ class KvBuffer {
   bool reserve(std::int64_t rows, std::int64_t kept, const Allocate& allocate);
 
   std::int64_t capacity() const { return capacity_; }
+  const KvShape& shape() const { return shape_; }
 
   // Layer after layer, keys before values: 2 * num_layers parts.
   std::byte* part(std::size_t index) const {
     return block_.data() + index * static_cast<std::size_t>(capacity_) * shape_.row_bytes();
   }
+
+  // One head of one row of a part: head_dim elements.
+  const std::byte* head(std::size_t index, std::int64_t row, std::int64_t head) const;
 
  private:
   void copy_rows(const KvBuffer& from, std::int64_t rows) const;

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "onnx_file.h"
+#include "pard/choose.h"
 #include "pard/error.h"
 
 namespace pard {
@@ -109,6 +110,43 @@ ProbeReport OnnxModel::probe() {
   return probe_model(*this, {.single_rows = rough ? quantized_difference : exact_difference,
                              .rewinding = is_target_ ? none : quantized_difference,
                              .rejected_rows = is_target_ ? none : unlimited});
+}
+
+CachedRows OnnxModel::cached_rows(SequenceId sequence, std::int64_t layer,
+                                  std::int64_t length) const {
+  const auto found = caches_.find(sequence);
+  const std::int64_t capacity = found == caches_.end() ? 0 : found->second.buffer.capacity();
+  if (layer < 0 || layer >= contract_.num_layers || length < 0 || length > capacity) {
+    throw InvalidArgument(
+        {"Model '" + info_.name + "' has no such cached rows",
+         "a layer below " + std::to_string(contract_.num_layers) + " and up to " +
+             std::to_string(capacity) + " rows of sequence " + std::to_string(sequence),
+         "layer " + std::to_string(layer) + " and " + std::to_string(length) + " rows",
+         "Ask for rows that a forward has written."});
+  }
+  if (!runner_.caches_on_host()) {
+    throw ModelError({"The cache of model '" + info_.name + "' cannot be read",
+                      "keys and values in host memory", "a device's",
+                      "Open the model with the provider 'cpu'."});
+  }
+  if (length == 0) {
+    return {};
+  }
+  const KvBuffer& buffer = found->second.buffer;
+  const KvShape& shape = buffer.shape();
+  const auto copy_part = [&](std::size_t part) {
+    std::vector<float> rows(static_cast<std::size_t>(length * shape.num_heads * shape.head_dim));
+    float* next = rows.data();
+    for (std::int64_t row = 0; row < length; ++row) {
+      for (std::int64_t head = 0; head < shape.num_heads; ++head) {
+        widen({buffer.head(part, row, head), types_.kv, Device::cpu, shape.head_dim}, next);
+        next += shape.head_dim;
+      }
+    }
+    return rows;
+  };
+  const auto keys = 2 * static_cast<std::size_t>(layer);
+  return {copy_part(keys), copy_part(keys + 1)};
 }
 
 void OnnxModel::check_item(const ForwardItem& item) const {

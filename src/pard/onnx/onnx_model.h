@@ -37,6 +37,12 @@ struct OnnxModelOptions {
   bool probe = true;      // try the graph once on opening; costs a handful of small forwards
 };
 
+// The first rows of one layer's cache, whatever the form: both [length, kv heads, head size].
+struct CachedRows {
+  std::vector<float> keys;  // after rotation
+  std::vector<float> values;
+};
+
 // A Model over an ONNX folder (docs/onnx-folder.md), on any provider of ONNX Runtime. Sequences of
 // a batch run one after the other. Logits come back in host memory.
 class OnnxModel final : public Model {
@@ -65,6 +71,11 @@ class OnnxModel final : public Model {
   // Tries the graph: see ProbeReport. Throws ModelError where it is unfit. Sequences in use are not
   // touched.
   ProbeReport probe();
+
+  // Copies what is cached for a sequence, for tests and debugging. Which rows are good is the
+  // caller's to know, as in forward(). Throws InvalidArgument for a layer or rows that are not
+  // there, ModelError for a cache in a device's memory.
+  CachedRows cached_rows(SequenceId sequence, std::int64_t layer, std::int64_t length) const;
 
  private:
   // A run, and which of its logits rows were asked for: [lead, lead + wanted).

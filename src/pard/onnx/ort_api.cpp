@@ -146,8 +146,9 @@ std::vector<std::string> candidates_of(const OrtSearch& search) {
   } else if (variable != nullptr && *variable != '\0') {
     append_place(candidates, variable);
   } else {
+    std::error_code error;
     for (const std::string& directory : search.directories) {
-      append_place(candidates, directory);
+      if (std::filesystem::is_directory(directory, error)) append_place(candidates, directory);
     }
     candidates.emplace_back("libonnxruntime.so.1");
     candidates.emplace_back("libonnxruntime.so");

@@ -1,0 +1,169 @@
+"""The command line: `pard-rt export`, `pard-rt info`, `pard-rt check` (docs/cli.md).
+
+Commands are imported when they run: only those that touch a Hugging Face directory need PyTorch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+
+from pard_rt.cli.output import print_error
+from pard_rt.errors import Error
+
+__all__ = ["main"]
+
+_EXIT_STATUS = (
+    "exit status: 0 all is well, 1 a check failed, 2 the command could not do its work "
+    "(its message says why), 130 interrupted"
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Parameters
+    ----------
+    argv
+        Its arguments; those of the process by default.
+
+    Returns
+    -------
+    int
+        The exit status: 0, 1 where a check failed, 2 where the command could not do its work.
+
+    Raises
+    ------
+    SystemExit
+        argparse's: after a usage error (2), ``--help`` and ``--version``.
+    """
+    arguments = _parser().parse_args(argv)
+    try:
+        status = _run(arguments)
+        sys.stdout.flush()
+    except Error as error:
+        sys.stdout.flush()
+        print_error(error)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # `pard-rt info | head`; what is still buffered has no reader either
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    return status
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    if arguments.command == "export":
+        from pard_rt.cli.export import run_export
+
+        return run_export(arguments)
+    if arguments.command == "info":
+        from pard_rt.cli.info import run_info
+
+        return run_info(arguments.paths)
+    from pard_rt.cli.check import run_check
+
+    return run_check(arguments)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="pard-rt",
+        description="Lossless parallel-draft speculative decoding.",
+        epilog=_EXIT_STATUS,
+    )
+    parser.add_argument("--version", action="version", version=f"pard-rt {version('pard-rt')}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_export(commands.add_parser("export", help="write a model as an ONNX folder"))
+    _add_info(commands.add_parser("info", help="say what is installed, and what folders are"))
+    _add_check(commands.add_parser("check", help="try a model or a pair, and say what it costs"))
+    return parser
+
+
+def _add_export(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Write a Hugging Face decoder as an ONNX folder, checked against PyTorch before it takes "
+        "its name. Needs: pip install pard-rt[export]."
+    )
+    parser.add_argument("source", metavar="HF_DIR_OR_ID", help="directory, or id on the hub")
+    parser.add_argument("out", metavar="OUT", help="folder to write, new or empty")
+    parser.add_argument(
+        "--form",
+        choices=("gqa", "portable"),
+        default="gqa",
+        help="gqa (default): ONNX Runtime on CPU and CUDA; portable: standard operators only",
+    )
+    parser.add_argument(
+        "--weights",
+        choices=("fp32", "fp16", "int8", "int4"),
+        default="fp32",
+        help="of the matrices (default: fp32); int8 and int4 in the gqa form only",
+    )
+    parser.add_argument(
+        "--mask-token-id",
+        type=int,
+        metavar="N",
+        help="a parallel draft's mask token, where its config.json does not say it",
+    )
+    parser.add_argument(
+        "--max-length", type=int, metavar="N", help="most positions a sequence may have"
+    )
+
+
+def _add_info(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Say what is installed, which of ONNX Runtime's providers work on this machine, and what "
+        "the folders given are."
+    )
+    parser.add_argument("paths", nargs="*", metavar="FOLDER", help="ONNX folder or HF directory")
+
+
+def _add_check(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Try a target, alone or with its draft: tokenizers agree, rows agree, the cache rewinds, "
+        "the text is that of plain decoding; and what a row and a round cost on this machine."
+    )
+    parser.epilog = _EXIT_STATUS
+    parser.add_argument("target", metavar="TARGET", help="ONNX folder or HF directory")
+    parser.add_argument("draft", nargs="?", metavar="DRAFT", help="the same; optional")
+    prompts = parser.add_mutually_exclusive_group()
+    prompts.add_argument(
+        "--prompt", action="append", metavar="TEXT", help="prompt; may be given several times"
+    )
+    prompts.add_argument(
+        "--prompt-ids",
+        action="append",
+        metavar="IDS",
+        help="prompt as token ids, '1,2,3'; may be given several times",
+    )
+    parser.add_argument(
+        "--num-speculative-tokens",
+        type=int,
+        default=8,
+        metavar="K",
+        help="proposals per round (default: 8)",
+    )
+    parser.add_argument(
+        "--max-new-tokens",
+        type=int,
+        default=64,
+        metavar="N",
+        help="tokens to generate after each prompt (default: 64)",
+    )
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=0,
+        metavar="N",
+        help="threads of a forward (default: 0, one for every physical core)",
+    )
+    parser.add_argument(
+        "--provider",
+        default="cpu",
+        metavar="P",
+        help="of ONNX Runtime: cpu (default), cuda, migraphx or rocm",
+    )

@@ -1,0 +1,285 @@
+"""`pard-rt check`: what a pair promises, tried on this machine, and what it costs here."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+
+from pard_rt._core import (
+    AutoregressiveDrafter,
+    Decoder,
+    Drafter,
+    ModelInfo,
+    ParallelDrafter,
+    SamplingParams,
+)
+from pard_rt.cli.models import OpenedModel, RowReport, encode, open_model
+from pard_rt.cli.output import explain, paint, print_field, print_verdict, progress
+from pard_rt.cli.trial import MadeUpDraft, Outcome, Prompt, RoundSamples, compare
+from pard_rt.errors import Error, IncompatibleModelsError, InvalidArgumentError, ModelError
+
+_PROMPT_LENGTHS = (1, 7, 24, 60)
+_SAMPLINGS = (
+    ("greedy", SamplingParams()),
+    ("T = 0.8", SamplingParams(temperature=0.8, seed=1)),
+)
+_NEAR_TIES = (
+    "Near-ties flip where kernels round differently for one row and for several: use fp32 weights, "
+    "or a build of ONNX Runtime whose kernels agree."
+)
+_FAR_APART = "Tokens far apart are no rounding: export the model again, or report it."
+
+
+@dataclass
+class _Verdicts:
+    """Counts what was printed."""
+
+    passed: int = 0
+    failed: int = 0
+
+    def ok(self, what: str, detail: str) -> None:
+        self.passed += 1
+        print_verdict("ok", what, detail)
+
+    def fail(self, what: str, detail: str, *more: str) -> None:
+        self.failed += 1
+        print_verdict("FAIL", what, detail, *more)
+
+
+@dataclass
+class _Costs:
+    """Times of rounds, and how many tokens they gave."""
+
+    plain: RoundSamples = field(default_factory=RoundSamples)
+    speculative: RoundSamples = field(default_factory=RoundSamples)
+    tokens_per_round: list[tuple[str, float]] = field(default_factory=list)
+
+
+def run_check(arguments: argparse.Namespace) -> int:
+    """Run every check that applies; 1 where one failed."""
+    k = arguments.num_speculative_tokens
+    if k < 1:
+        raise InvalidArgumentError(
+            "--num-speculative-tokens is out of range", "1 to 64", str(k), "8 suits most pairs."
+        )
+
+    def opened(path: str, is_target: bool) -> OpenedModel:
+        with progress(f"opening {path}"):
+            return open_model(
+                Path(path),
+                provider=arguments.provider,
+                threads=arguments.threads,
+                is_target=is_target,
+            )
+
+    target = opened(arguments.target, True)
+    draft = opened(arguments.draft, False) if arguments.draft is not None else None
+    prompts = _prompts(arguments, target)
+
+    print_field("target", f"{paint(str(target.path), 'bold')}  {target.description}", width=9)
+    if draft is not None:
+        print_field("draft", f"{paint(str(draft.path), 'bold')}  {draft.description}", width=9)
+    print()
+
+    verdicts, costs = _Verdicts(), _Costs()
+    made_up = MadeUpDraft(target.info) if draft is None else None
+    drafter = _drafter(draft, made_up)
+    agree = _check_tokenizers(verdicts, target, draft, drafter, k)
+    _check_rows(verdicts, "target", target, required=True)
+    if draft is not None:
+        _check_rows(verdicts, "draft", draft, required=False)
+    if agree:
+        _check_texts(verdicts, costs, target, drafter, made_up, prompts, k)
+
+    print()
+    if costs.tokens_per_round:
+        _print_costs(costs, k, draft, own_prompts=bool(arguments.prompt or arguments.prompt_ids))
+    if verdicts.failed:
+        total = verdicts.passed + verdicts.failed
+        print(paint(f"{verdicts.failed} of {total} checks failed", "FAIL"))
+        return 1
+    print(paint("all checks hold", "ok"))
+    return 0
+
+
+def _prompts(arguments: argparse.Namespace, target: OpenedModel) -> list[Prompt]:
+    eos = target.eos_token_ids
+    if arguments.prompt is not None:
+        texts = [encode(target.path, text) for text in arguments.prompt]
+    elif arguments.prompt_ids is not None:
+        texts = [_parse_ids(text) for text in arguments.prompt_ids]
+    else:  # random ids, and no end: what is compared is tokens, not their sense
+        eos = ()
+        random = np.random.default_rng(0)
+        high = _num_tokens(target.info)
+        longest = max(1, target.info.max_length - arguments.max_new_tokens)
+        texts = [random.integers(high, size=min(n, longest)).tolist() for n in _PROMPT_LENGTHS]
+    return [Prompt(tokens, arguments.max_new_tokens, eos) for tokens in texts]
+
+
+def _parse_ids(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.replace(",", " ").split()]
+    except ValueError as error:
+        raise InvalidArgumentError(
+            "--prompt-ids cannot be read",
+            "token ids like 1,2,3",
+            repr(text),
+            "Pass --prompt for a text.",
+        ) from error
+
+
+def _num_tokens(info: ModelInfo) -> int:
+    return info.vocab_size if info.num_tokens is None else info.num_tokens
+
+
+def _drafter(draft: OpenedModel | None, made_up: MadeUpDraft | None) -> Drafter | Error:
+    """Make what proposes tokens: the draft as its mask token says, or one made up."""
+    if draft is None:
+        assert made_up is not None
+        return AutoregressiveDrafter(made_up)
+    if draft.mask_token_id is None:
+        return AutoregressiveDrafter(draft.model)
+    try:
+        return ParallelDrafter(draft.model, draft.mask_token_id)
+    except IncompatibleModelsError as error:
+        return error
+
+
+def _check_tokenizers(
+    verdicts: _Verdicts,
+    target: OpenedModel,
+    draft: OpenedModel | None,
+    drafter: Drafter | Error,
+    k: int,
+) -> bool:
+    what = "tokenizers agree"
+    try:
+        if isinstance(drafter, Error):
+            raise drafter
+        Decoder(target.model, drafter, num_speculative_tokens=k)
+    except IncompatibleModelsError as error:
+        verdicts.fail(what, error.problem, *explain(error))
+        return False
+    if draft is None:
+        print_verdict("note", "no draft", "a made-up one proposes, right three times of four")
+        return True
+    tokens = f"{_num_tokens(target.info)} tokens"
+    unknown = [m.path for m in (target, draft) if not m.info.vocabulary_id]
+    if unknown:
+        print_verdict("note", what, f"{tokens}; {unknown[0]} has no digest, so only numbers agree")
+    else:
+        verdicts.ok(what, f"{tokens}, {target.info.vocabulary_id[:19]}...")
+    if draft.mask_token_id is None:
+        print_verdict(
+            "note",
+            "draft without mask token",
+            "checked as an autoregressive draft",
+            "If it is a parallel one: pard-rt export --mask-token-id N, or pard_token in its "
+            "config.json.",
+        )
+    else:
+        verdicts.ok("mask token", f"{draft.mask_token_id}, in the draft's embedding")
+    return True
+
+
+def _check_rows(verdicts: _Verdicts, role: str, model: OpenedModel, *, required: bool) -> None:
+    """Try rows alone and together; a draft may differ, since it only proposes."""
+    what = f"{role}: rows agree"
+    try:
+        with progress(f"trying {model.path}"):
+            rows: RowReport = model.probe()
+    except ModelError as error:
+        verdicts.fail(what, error.problem, *explain(error))
+        return
+    apart = max(rows.single_rows, rows.rejected_rows)
+    detail = f"within {apart:.1g} of the largest logit"
+    if required and not rows.same_tokens:
+        verdicts.fail(what, f"{detail}, but the likeliest token is another", _NEAR_TIES)
+    else:
+        verdicts.ok(what, detail)
+    verdicts.ok(f"{role}: cache rewinds", f"within {rows.rewinding:.1g}")
+
+
+def _check_texts(
+    verdicts: _Verdicts,
+    costs: _Costs,
+    target: OpenedModel,
+    drafter: Drafter | Error,
+    made_up: MadeUpDraft | None,
+    prompts: list[Prompt],
+    k: int,
+) -> None:
+    assert not isinstance(drafter, Error)
+    for name, sampling in _SAMPLINGS:
+        what = f"{name}: same text as plain"
+
+        def decode(sampling: SamplingParams = sampling) -> Outcome:
+            return compare(
+                target.model,
+                drafter,
+                made_up,
+                prompts,
+                sampling,
+                k,
+                costs.plain,
+                costs.speculative,
+            )
+
+        outcome = _guarded(verdicts, what, f"decoding, {name}", decode)
+        if outcome is None:
+            continue
+        costs.tokens_per_round.append((name, outcome.tokens_per_round))
+        if outcome.difference is None:
+            verdicts.ok(
+                what, f"{_count(len(prompts), 'prompt')}, {_count(outcome.num_tokens, 'token')}"
+            )
+        else:
+            prompt, difference = outcome.difference
+            verdicts.fail(what, f"prompt {prompt}: {difference}", _NEAR_TIES, _FAR_APART)
+
+
+def _guarded(
+    verdicts: _Verdicts, what: str, doing: str, decode: Callable[[], Outcome]
+) -> Outcome | None:
+    """Decode; a model that fails is a check that failed."""
+    try:
+        with progress(doing):
+            return decode()
+    except ModelError as error:
+        verdicts.fail(what, error.problem, *explain(error))
+        return None
+
+
+def _print_costs(costs: _Costs, k: int, draft: OpenedModel | None, *, own_prompts: bool) -> None:
+    def show(label: str, value: str) -> None:
+        print_field(label, value, width=24)
+
+    if draft is not None:
+        each = ", ".join(f"{count:.2f} {name}" for name, count in costs.tokens_per_round)
+        whose = "" if own_prompts else "\nof random prompts: give --prompt for a real number"
+        show("tokens per round", f"{each} (at most {k + 1}){whose}")
+    if not costs.plain.target or not costs.speculative.target:
+        show("cost", f"not measured: no round had room for {k} proposals")
+        return
+    one = median(costs.plain.target)
+    several = median(costs.speculative.target)
+    show("one row", _microseconds(one))
+    show(f"{k + 1} rows", f"{_microseconds(several)}, {several / one:.2f} times one row")
+    if draft is not None:
+        proposing = median(costs.speculative.draft)
+        show(f"{k} proposals", f"{_microseconds(proposing)}, {proposing / one:.2f} times one row")
+        show("pays from", f"{(several + proposing) / one:.2f} tokens per round")
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def _microseconds(seconds: float) -> str:
+    return f"{1e6 * seconds:.0f} us"

@@ -1,0 +1,33 @@
+"""`pard-rt export`: a Hugging Face decoder to an ONNX folder."""
+
+from __future__ import annotations
+
+import argparse
+
+from pard_rt.cli.models import folder_size, hush_transformers, requiring
+from pard_rt.cli.output import format_bytes, paint, print_field, progress
+
+
+def run_export(arguments: argparse.Namespace) -> int:
+    """Export, and say how well the graph agrees with the module it came from."""
+    with progress(f"exporting {arguments.source}") as shown:
+        with requiring("export", "An export"):
+            from pard_rt.export import export
+        hush_transformers()
+        shown.text = f"exporting {arguments.source} as {arguments.form}, {arguments.weights}"
+        report = export(
+            arguments.source,
+            arguments.out,
+            form=arguments.form,
+            weights=arguments.weights,
+            mask_token_id=arguments.mask_token_id,
+            max_length=arguments.max_length,
+        )
+    found = report.agreement
+    size = format_bytes(folder_size(report.folder))
+    print(f"{paint(str(report.folder), 'bold')}  {report.form}, {report.weights}, {size}")
+    print("checked in ONNX Runtime against PyTorch: a prompt, several rows, a rewind, single rows")
+    print_field("largest difference", f"{found.max_error:.2g} of the largest logit", width=24)
+    print_field("least similar row", f"cosine {found.min_cosine:.6f}", width=24)
+    print_field("same likeliest token", f"in {100 * found.same_argmax:.0f}% of the rows", width=24)
+    return 0

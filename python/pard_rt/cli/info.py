@@ -1,0 +1,133 @@
+"""`pard-rt info`: what is installed, which providers work, and what folders are."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from pard_rt._core import onnxruntime_providers, read_folder
+from pard_rt.cli.models import folder_size, kind_of, read_json
+from pard_rt.cli.output import format_bytes, paint, print_error, print_field, progress
+from pard_rt.cli.providers import PROVIDERS, Trial, try_provider
+from pard_rt.errors import Error, RuntimeMissingError
+
+_PACKAGES = (("torch", "torch"), ("transformers", "torch"), ("onnx", "export"))
+
+
+def run_info(paths: Sequence[str]) -> int:
+    """Print everything; 2 where a path is no model."""
+    _print_installation()
+    status = 0
+    for path in map(Path, paths):
+        print()
+        try:
+            if kind_of(path) == "onnx":
+                _print_onnx_folder(path)
+            else:
+                _print_hugging_face(path)
+        except Error as error:
+            print_error(error)
+            status = 2
+    return status
+
+
+def _print_installation() -> None:
+    print_field("pard-rt", version("pard-rt"))
+    print_field("python", platform.python_version())
+    try:
+        path, runtime, _ = onnxruntime_providers()
+    except RuntimeMissingError as error:
+        print_field("onnxruntime", f"not installed\n{error.remedy}")
+    else:
+        print_field("onnxruntime", f"{runtime}  {path}")
+        for name in PROVIDERS:
+            with progress(f"trying the provider {name}"):
+                trial = try_provider(name)
+            print_field(name, _describe(trial, path), indent=2)
+    for package, extra in _PACKAGES:
+        try:
+            print_field(package, version(package))
+        except PackageNotFoundError:
+            print_field(package, f"not installed: pip install 'pard-rt[{extra}]'")
+
+
+def _describe(trial: Trial, usual_path: str) -> str:
+    if not trial.works:
+        return trial.text
+    elsewhere = "" if trial.text == usual_path else f"  {trial.version}  {trial.text}"
+    return paint("works", "ok") + elsewhere
+
+
+def _print_onnx_folder(path: Path) -> None:
+    contract = read_folder(path)
+    writer = "onnxruntime-genai's model builder" if contract.from_builder else "pard-rt export"
+    vocabulary = f"{contract.vocab_size} logits"
+    if contract.num_tokens is not None:
+        vocabulary += f", {contract.num_tokens} tokens"
+    print_field(paint(str(path), "bold"), f"  ONNX folder, written by {writer}", width=0)
+    _print_facts(
+        ("name", contract.name),
+        ("form", contract.form),
+        ("weights", contract.weights or "the folder does not say"),
+        (
+            "layers",
+            f"{contract.num_layers}, each with {contract.num_kv_heads} KV heads of "
+            f"{contract.head_dim}",
+        ),
+        ("vocabulary", vocabulary),
+        ("digest", contract.vocabulary_id or "none: tokenizers cannot be compared"),
+        ("max_length", str(contract.max_length)),
+        ("end tokens", ", ".join(map(str, contract.eos_token_ids)) or "none"),
+        ("mask token", _mask_token(contract.mask_token_id)),
+        ("on disk", format_bytes(folder_size(path))),
+    )
+
+
+def _print_hugging_face(path: Path) -> None:
+    config = read_json(path / "config.json")
+    kind = str(config.get("model_type", "unknown"))
+    architecture = ", ".join(config.get("architectures") or ()) or "not said"
+    if config.get("is_encoder_decoder"):
+        architecture += ", an encoder-decoder: pard-rt cannot run it"
+    print_field(paint(str(path), "bold"), "  Hugging Face directory", width=0)
+    _print_facts(
+        ("architecture", f"{architecture} ({kind})"),
+        ("layers", _number(config, "num_hidden_layers")),
+        ("hidden size", _number(config, "hidden_size")),
+        ("vocabulary", f"{_number(config, 'vocab_size')} logits"),
+        ("max_length", _number(config, "max_position_embeddings")),
+        ("weights", str(config.get("dtype") or config.get("torch_dtype") or "type not said")),
+        ("on disk", format_bytes(folder_size(path))),
+    )
+    _print_facts(("mask token", _hugging_face_mask_token(path, config)))
+
+
+def _hugging_face_mask_token(path: Path, config: dict[str, Any]) -> str:
+    if find_spec("torch") is None or find_spec("transformers") is None:
+        return "not looked for: needs pip install 'pard-rt[torch]'"
+    with progress(f"looking into {path}"):
+        from pard_rt.loading import check_weights, read_mask_token
+
+        check_weights(path)
+        rows = config.get("vocab_size")
+        return _mask_token(
+            read_mask_token(SimpleNamespace(**config), rows if isinstance(rows, int) else 2**31)
+        )
+
+
+def _mask_token(token: int | None) -> str:
+    return "none: not a parallel draft" if token is None else f"{token}: a parallel draft"
+
+
+def _number(config: dict[str, Any], key: str) -> str:
+    return str(config.get(key, "not said"))
+
+
+def _print_facts(*facts: tuple[str, str]) -> None:
+    for label, value in facts:
+        print_field(label, value, indent=2)

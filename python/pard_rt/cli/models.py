@@ -1,0 +1,256 @@
+"""From a path on the command line to an open model, whichever kind of folder it names."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pard_rt._core import ForwardItem, Model, ModelInfo, OnnxModel, SamplingParams, choose
+from pard_rt.errors import FolderError, InvalidArgumentError, ModelError, RuntimeMissingError
+
+Kind = Literal["onnx", "hugging face"]
+
+
+@dataclass(frozen=True)
+class RowReport:
+    """What `pard_rt.ProbeReport` says, of any model."""
+
+    single_rows: float
+    rewinding: float
+    rejected_rows: float
+    same_tokens: bool
+
+
+@dataclass(frozen=True)
+class OpenedModel:
+    """A model and what its folder says about decoding with it."""
+
+    path: Path
+    description: str
+    model: Model
+    info: ModelInfo
+    mask_token_id: int | None
+    eos_token_ids: tuple[int, ...]
+    probe: Callable[[], RowReport]  # raises ModelError where rows disagree or do not rewind
+
+
+def kind_of(path: Path) -> Kind:
+    """Tell an ONNX folder from a Hugging Face directory.
+
+    Raises
+    ------
+    FolderError
+        It is neither.
+    """
+    if not path.is_dir():
+        raise FolderError(
+            f"There is no model folder '{path}'",
+            "an ONNX folder or a Hugging Face directory",
+            "a file" if path.exists() else "nothing there",
+            "Check the path.",
+        )
+    if (path / "pard_rt.json").exists() or (path / "genai_config.json").exists():
+        return "onnx"
+    if (path / "config.json").exists():
+        return "hugging face"
+    names = sorted(entry.name for entry in path.iterdir())
+    raise FolderError(
+        f"'{path}' is no model folder",
+        "a file pard_rt.json, genai_config.json or config.json",
+        ", ".join(names[:5]) + (", ..." if len(names) > 5 else "") or "an empty folder",
+        "Pass the folder that pard-rt export wrote, or the directory of a Hugging Face model.",
+    )
+
+
+def open_model(path: Path, *, provider: str, threads: int, is_target: bool) -> OpenedModel:
+    """Open a model without trying it.
+
+    Raises
+    ------
+    Error
+        It cannot be opened, or not with that provider.
+    """
+    if kind_of(path) == "onnx":
+        return _open_onnx(path, provider, threads, is_target)
+    return _open_hugging_face(path, provider, threads)
+
+
+def _open_onnx(path: Path, provider: str, threads: int, is_target: bool) -> OpenedModel:
+    model = OnnxModel(path, provider=provider, threads=threads, is_target=is_target, probe=False)
+    contract = model.contract
+    facts = ["ONNX folder", contract.form, contract.weights or "weights not said", provider]
+    if contract.mask_token_id is not None:
+        facts.append(f"mask token {contract.mask_token_id}")
+
+    def probe() -> RowReport:
+        found = model.probe()
+        return RowReport(found.single_rows, found.rewinding, found.rejected_rows, found.same_tokens)
+
+    return OpenedModel(
+        path,
+        ", ".join(facts),
+        model,
+        model.info(),
+        contract.mask_token_id,
+        tuple(contract.eos_token_ids),
+        probe,
+    )
+
+
+def _open_hugging_face(path: Path, provider: str, threads: int) -> OpenedModel:
+    if provider != "cpu" or threads < 0:
+        raise InvalidArgumentError(
+            f"'{path}' is a Hugging Face directory, which PyTorch runs on the CPU here",
+            "provider cpu and 0 or more threads",
+            f"provider {provider}, {threads} threads",
+            "Providers are ONNX Runtime's: write a folder for it with pard-rt export.",
+        )
+    with requiring("torch", f"'{path}' is a Hugging Face directory; opening it"):
+        import torch
+
+        from pard_rt.loading import load
+        from pard_rt.models.probe import TOLERANCE
+        from pard_rt.models.torch_model import TorchModel
+    hush_transformers()
+    if threads:
+        torch.set_num_threads(threads)
+    loaded = load(path)
+    facts, dtype = loaded.facts, loaded.module.dtype
+    model = TorchModel(loaded)
+    described = ["Hugging Face directory", str(dtype).removeprefix("torch.")]
+    if facts.mask_token_id is not None:
+        described.append(f"mask token {facts.mask_token_id}")
+    return OpenedModel(
+        path,
+        ", ".join(described),
+        model,
+        model.info(),
+        facts.mask_token_id,
+        facts.eos_token_ids,
+        lambda: _probe_rows(model, TOLERANCE.get(dtype, 0.1)),
+    )
+
+
+def _probe_rows(model: Any, tolerance: float) -> RowReport:
+    """Try a PyTorch model the way `OnnxModel.probe` tries a graph."""
+    sequence = 2**62
+    num_tokens = model.info().num_tokens
+    past, rows = [1 % num_tokens, 2 % num_tokens], [3 % num_tokens, 5 % num_tokens]
+    others = [rows[0], (rows[1] + num_tokens // 2) % num_tokens]
+    tokens_differ = False
+
+    def forward(past_length: int, tokens: list[int]) -> Any:
+        item = ForwardItem(
+            sequence=sequence, past_length=past_length, tokens=tokens, num_rows=len(tokens)
+        )
+        return model.forward([item]).clone()
+
+    def difference(a: Any, b: Any) -> float:
+        nonlocal tokens_differ
+        greedy = SamplingParams()
+        for row, other in zip(a, b, strict=True):  # choose() refuses rows with NaN
+            tokens_differ |= choose(row, greedy, 0) != choose(other, greedy, 0)
+        return float((a.float() - b.float()).abs().max() / a.float().abs().max())
+
+    if model.info().max_length < len(past) + len(rows):
+        return RowReport(0.0, 0.0, 0.0, True)
+    try:
+        forward(0, past)
+        expected = forward(2, rows)
+        rejected = forward(2, others)
+        again = forward(2, rows)
+        alone = [forward(2, rows[:1]), forward(3, rows[1:])]
+    finally:
+        model.release(sequence)
+    single = max(difference(expected[i : i + 1], row) for i, row in enumerate(alone))
+    report = RowReport(
+        single,
+        difference(expected, again),
+        difference(expected[:1], rejected[:1]),
+        not tokens_differ,
+    )
+    worst = max(report.single_rows, report.rewinding, report.rejected_rows)
+    if worst > tolerance:
+        raise ModelError(
+            f"{model.info().name} computes other logits for the same tokens",
+            f"a difference of at most {tolerance:g} of the largest",
+            f"{report.single_rows:.2g} alone, {report.rewinding:.2g} after a rewind, "
+            f"{report.rejected_rows:.2g} before other tokens",
+            "Report the architecture.",
+        )
+    return report
+
+
+def encode(path: Path, text: str) -> list[int]:
+    """Encode a prompt with the tokenizer.json of a folder.
+
+    Raises
+    ------
+    FolderError
+        The folder has none, or a damaged one.
+    """
+    from tokenizers import Tokenizer
+
+    file = path / "tokenizer.json"
+    try:
+        tokenizer = Tokenizer.from_file(str(file))
+    except Exception as error:  # tokenizers raises bare Exception
+        raise FolderError(
+            f"'{path}' cannot encode a prompt",
+            "a tokenizer.json",
+            "a damaged one" if file.is_file() else "none",
+            "Copy it there from the original model, or pass --prompt-ids.",
+        ) from error
+    return [int(token) for token in tokenizer.encode(text).ids]
+
+
+@contextmanager
+def requiring(extra: str, what: str) -> Iterator[None]:
+    """Turn a failed import inside the block into an error that says what to install."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("pard_rt"):
+            raise
+        raise RuntimeMissingError(
+            f"{what} needs packages that are not installed",
+            f"those of pard-rt[{extra}]",
+            f"no {error.name}",
+            f"Install them with: pip install 'pard-rt[{extra}]'.",
+        ) from error
+
+
+def hush_transformers() -> None:
+    """Keep transformers' own progress bars out of the output."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+def folder_size(folder: Path) -> int:
+    """Bytes of the files of a folder."""
+    return sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises
+    ------
+    FolderError
+        It is not one.
+    """
+    try:
+        value = json.loads(file.read_text("utf-8"))
+        actual = type(value).__name__
+    except (OSError, ValueError) as error:
+        value, actual = None, str(error)
+    if not isinstance(value, dict):
+        raise FolderError(
+            f"'{file}' cannot be read", "a JSON object", actual, "Download the model again."
+        )
+    return value

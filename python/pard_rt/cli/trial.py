@@ -1,0 +1,173 @@
+"""Decoding for `pard-rt check`: plainly and speculatively, with the time every round took."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import zip_longest
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pard_rt._core import (
+    Decoder,
+    Drafter,
+    ForwardItem,
+    Model,
+    ModelInfo,
+    SamplingParams,
+    TokenEvent,
+)
+
+_WRONG_EVERY = 4  # of the made-up draft's proposals
+
+
+@dataclass
+class RoundSamples:
+    """Seconds of rounds with the full number of proposals, prefills left out."""
+
+    target: list[float] = field(default_factory=list)
+    draft: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What a text is generated from and when it ends."""
+
+    tokens: list[int]
+    max_new_tokens: int
+    eos_token_ids: tuple[int, ...]
+
+
+def generate(
+    decoder: Decoder, prompt: Prompt, sampling: SamplingParams, samples: RoundSamples
+) -> list[int]:
+    """Generate one text, adding the times of its rounds to `samples`."""
+    sequence = decoder.add(
+        prompt.tokens,
+        max_new_tokens=prompt.max_new_tokens,
+        sampling=sampling,
+        eos_token_ids=list(prompt.eos_token_ids),
+    )
+    more, prefilled = True, False
+    while more:
+        counts, times = decoder.counts, decoder.times
+        more = decoder.step()
+        proposed = decoder.counts.drafted - counts.drafted
+        if prefilled and proposed == decoder.num_speculative_tokens:
+            samples.target.append(decoder.times.target - times.target)
+            samples.draft.append(decoder.times.draft - times.draft)
+        prefilled = prefilled or decoder.counts.committed > counts.committed
+    return [int(token) for token in sequence.generated]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The first token at which a text is not the one expected."""
+
+    index: int  # among the generated tokens
+    expected: int | None  # None: the text had ended
+    actual: int | None
+    log_probabilities: tuple[float, float] | None  # of both, in the plain row
+
+    def __str__(self) -> str:
+        text = f"token {self.index} is {self.actual}, plain decoding has {self.expected}"
+        if self.log_probabilities is None:
+            return text
+        expected, actual = self.log_probabilities
+        return f"{text} (log-probabilities {actual:.4f} and {expected:.4f})"
+
+
+def find_difference(
+    target: Model, prompt: Prompt, sampling: SamplingParams, expected: list[int], actual: list[int]
+) -> Difference | None:
+    """Compare a text with plain decoding's, and say how near the two tokens were."""
+    pairs = enumerate(zip_longest(expected, actual))
+    index, (wanted, found) = next(((i, p) for i, p in pairs if p[0] != p[1]), (-1, (None, None)))
+    if index < 0:
+        return None
+    seen: list[tuple[float, float]] = []
+
+    def look(event: TokenEvent) -> bool:
+        if event.position < len(prompt.tokens) + index:
+            return True
+        seen.append((event.log_probability(), event.log_probability(found)))
+        return False
+
+    if wanted is not None and found is not None:
+        decoder = Decoder(target)
+        decoder.add(
+            prompt.tokens, max_new_tokens=prompt.max_new_tokens, sampling=sampling, observer=look
+        )
+        decoder.run()
+    return Difference(index, wanted, found, seen[0] if seen else None)
+
+
+class MadeUpDraft(Model):
+    """Proposes a text it was told, with every fourth token wrong: a draft for a lone target."""
+
+    def __init__(self, target: ModelInfo) -> None:
+        super().__init__()
+        self.text: list[int] = []
+        self._info = ModelInfo(
+            name="made-up draft",
+            vocab_size=target.vocab_size,
+            max_length=target.max_length,
+            num_tokens=target.num_tokens,
+            vocabulary_id=target.vocabulary_id,
+        )
+
+    def info(self) -> ModelInfo:
+        """Return the target's sizes."""
+        return self._info
+
+    def forward(self, batch: list[ForwardItem]) -> NDArray[np.float32] | None:
+        """Return rows with one token that no temperature lets another win against."""
+        positions = [
+            item.past_length + len(item.tokens) - item.num_rows + row + 1
+            for item in batch
+            for row in range(item.num_rows)
+        ]
+        rows = np.zeros((len(positions), self._info.vocab_size), np.float32)
+        for row, position in zip(rows, positions, strict=True):
+            token = self.text[position] if position < len(self.text) else 0
+            row[(token + (position % _WRONG_EVERY == 0)) % len(row)] = 1e6
+        return rows if positions else None
+
+    def release(self, sequence: int) -> None:
+        """Free nothing."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one sampling setting gave over all prompts."""
+
+    num_tokens: int
+    tokens_per_round: float
+    difference: tuple[int, Difference] | None  # the first, with its prompt's index
+
+
+def compare(
+    target: Model,
+    drafter: Drafter,
+    made_up: MadeUpDraft | None,
+    prompts: list[Prompt],
+    sampling: SamplingParams,
+    num_speculative_tokens: int,
+    plain: RoundSamples,
+    speculative: RoundSamples,
+) -> Outcome:
+    """Decode every prompt both ways, stopping at the first text that differs."""
+    alone = Decoder(target)
+    together = Decoder(target, drafter, num_speculative_tokens=num_speculative_tokens)
+    num_tokens, difference = 0, None
+    for i, prompt in enumerate(prompts):
+        expected = generate(alone, prompt, sampling, plain)
+        if made_up is not None:
+            made_up.text = prompt.tokens + expected
+        actual = generate(together, prompt, sampling, speculative)
+        num_tokens += len(expected)
+        found = find_difference(target, prompt, sampling, expected, actual)
+        if found is not None:
+            difference = (i, found)
+            break
+    return Outcome(num_tokens, together.counts.mean_tokens_per_round, difference)
