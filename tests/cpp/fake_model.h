@@ -122,8 +122,9 @@ class FakeModel : public Model {
         }
       }
       num_rows += item.num_rows;
-      if (forwards_until_failure && *forwards_until_failure == 0) {  // half-way, with rows written
+      if (forwards_until_failure && *forwards_until_failure == 0) {  // half-way, rows half written
         forwards_until_failure.reset();
+        for (std::size_t i = 0; i < item.tokens.size(); ++i) cache[past + i] ^= 1;
         throw std::runtime_error("the device fell off the bus");
       }
     }

@@ -18,14 +18,17 @@ struct FakePair {
   static constexpr std::int64_t prefill_chunk = 16;
 
   FakePair(Method method, Manner manner, DecoderOptions options = {},
-           std::int64_t max_length = 1 << 20)
+           std::int64_t max_length = 1 << 20, std::int64_t draft_max_length = 1 << 20)
       : target(
             std::make_shared<FakeModel>(language, FakeModel::Options{.max_length = max_length})) {
     std::shared_ptr<Drafter> drafter;
     if (method != Method::plain) {
       const Token mask = vocab_size;  // the first row of the draft's padding
-      draft = std::make_shared<FakeModel>(
-          language, FakeModel::Options{.manner = manner, .mask_token_id = mask, .padding = 3});
+      draft =
+          std::make_shared<FakeModel>(language, FakeModel::Options{.manner = manner,
+                                                                   .mask_token_id = mask,
+                                                                   .padding = 3,
+                                                                   .max_length = draft_max_length});
       if (method == Method::parallel) {
         drafter = std::make_shared<ParallelDrafter>(draft, mask, prefill_chunk);
       } else {

@@ -40,7 +40,8 @@ class Fuzzer {
   explicit Fuzzer(std::span<const std::uint8_t> bytes)
       : script_(bytes),
         pair_(static_cast<Method>(script_.below(3)), static_cast<Manner>(script_.below(4)),
-              {.max_batch_size = 1 + static_cast<std::size_t>(script_.below(5))}, 96) {}
+              {.max_batch_size = 1 + static_cast<std::size_t>(script_.below(5))}, 96,
+              script_.below(3) == 0 ? 40 : 200) {}
 
   void run() {
     while (!script_.done()) {
@@ -52,6 +53,7 @@ class Fuzzer {
     }
     for (const Entry& entry : entries_) check_text(entry);
     require(pair_.target->num_caches() == 0, "a finished sequence is released");
+    require(!pair_.draft || pair_.draft->num_caches() == 0, "by the draft too");
   }
 
  private:

@@ -156,6 +156,27 @@ std::vector<std::string> candidates_of(const OrtSearch& search) {
   return candidates;
 }
 
+// Loading a library that was cut short would end the process: its segments must lie in the file.
+bool is_cut_short(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  ElfW(Ehdr) header{};
+  if (!file.read(reinterpret_cast<char*>(&header), sizeof(header)) ||
+      std::memcmp(header.e_ident, ELFMAG, SELFMAG) != 0) {
+    return false;  // dlopen says what it is instead
+  }
+  std::error_code error;
+  const std::uintmax_t size = std::filesystem::file_size(path, error);
+  file.seekg(static_cast<std::streamoff>(header.e_phoff));
+  for (int i = 0; i < header.e_phnum; ++i) {
+    ElfW(Phdr) segment{};
+    if (!file.read(reinterpret_cast<char*>(&segment), sizeof(segment)) || segment.p_offset > size ||
+        segment.p_filesz > size - segment.p_offset) {
+      return true;
+    }
+  }
+  return false;
+}
+
 [[noreturn]] void fail_missing(const Provider& provider, const std::string& tried) {
   throw RuntimeMissing(
       {"ONNX Runtime with the provider '" + std::string(provider.name) + "' was not found",
@@ -168,11 +189,14 @@ std::vector<std::string> candidates_of(const OrtSearch& search) {
 }  // namespace
 
 OrtLibrary::OrtLibrary(const std::string& path) : path_(path) {
-  handle_ = ::dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
   const auto reject = [&](const std::string& expected, const std::string& actual) {
     throw RuntimeMissing({"'" + path + "' cannot serve as ONNX Runtime", expected, actual,
                           "Install another one: pip install -U onnxruntime."});
   };
+  if (is_cut_short(path)) {
+    reject("a shared library", "a part of one: the file is cut short");
+  }
+  handle_ = ::dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
   if (handle_ == nullptr) {
     const char* reason = ::dlerror();
     reject("a shared library", reason == nullptr ? "none" : reason);

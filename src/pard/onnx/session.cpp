@@ -94,14 +94,17 @@ void Session::append_provider(ort::SessionOptions* session_options,
   if (options.provider == "cpu") {
     return;
   }
-  const std::string what = "use the provider '" + options.provider + "'";
+  const auto check = [&](ort::Status* status) {
+    library_->check(status, "use the provider '" + options.provider + "'",
+                    "Check the GPU's driver, the libraries this build of ONNX Runtime needs and "
+                    "the provider's options.");
+  };
   if (options.provider == "cuda") {
     ort::CudaOptions* raw = nullptr;
-    library_->check(api.create_cuda_options(&raw), what);
+    check(api.create_cuda_options(&raw));
     const ort::Handle<ort::CudaOptions> cuda(raw, api.release_cuda_options);
-    library_->check(api.update_cuda_options(raw, pairs.keys.data(), pairs.values.data(), count),
-                    what);
-    library_->check(api.append_cuda(session_options, raw), what);
+    check(api.update_cuda_options(raw, pairs.keys.data(), pairs.values.data(), count));
+    check(api.append_cuda(session_options, raw));
     return;
   }
   // With a device and nothing else, the function every build for AMD exports will do; the general
@@ -111,11 +114,10 @@ void Session::append_provider(ort::SessionOptions* session_options,
                                            : "OrtSessionOptionsAppendExecutionProvider_ROCM");
   if (append != nullptr && count == options.provider_options.count("device_id")) {
     using Append = ort::Status* (*)(ort::SessionOptions*, int);
-    library_->check(reinterpret_cast<Append>(append)(session_options, device_id(options)), what);
+    check(reinterpret_cast<Append>(append)(session_options, device_id(options)));
   } else {
-    library_->check(api.append_provider(session_options, migraphx ? "MIGraphX" : "ROCM",
-                                        pairs.keys.data(), pairs.values.data(), count),
-                    what);
+    check(api.append_provider(session_options, migraphx ? "MIGraphX" : "ROCM", pairs.keys.data(),
+                              pairs.values.data(), count));
   }
 }
 
