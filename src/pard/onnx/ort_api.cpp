@@ -1,11 +1,16 @@
 #include "ort_api.h"
 
 #include <dlfcn.h>
+#include <elf.h>
+#include <link.h>
 
 #include <algorithm>
 #include <cctype>
+#include <cstdint>
 #include <cstdlib>
+#include <cstring>
 #include <filesystem>
+#include <fstream>
 #include <system_error>
 #include <utility>
 
@@ -269,8 +274,9 @@ void OrtLibrary::check(ort::Status* status, std::string_view what, const char* r
   if (status == nullptr) {
     return;
   }
-  const std::string message = api_.get_error_message(status);
+  std::string message = api_.get_error_message(status);
   api_.release_status(status);
+  message.erase(message.find_last_not_of(" \n") + 1);
   throw ModelError(
       {"ONNX Runtime " + version_ + " could not " + std::string(what), "success", message, remedy});
 }

@@ -1,0 +1,459 @@
+"""Real decoders, through ONNX Runtime and PyTorch: the ids transformers generates, and its caches.
+
+Every architecture runs as an ONNX folder of either form and as a TorchModel, with drafts of which
+nothing, something and almost everything holds, at every K, in batches whose sequences join late.
+Ids are compared for equality. That is fair only where no two tokens are as good as tied, for
+kernels round differently for one row and for several: `assert_no_near_tie` shows that none are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from transformers import AutoModelForCausalLM, DynamicCache
+
+import pard_rt
+from conftest import TinyModels
+from pard_rt import reference
+from pard_rt.loading import load
+from pard_rt.models.torch_model import TorchModel
+from tiny_models import ARCHITECTURES, EOS, MASK_TOKEN_ID, NUM_TOKENS, PAD
+
+BACKENDS = ("gqa", "portable", "torch")  # and "static": portable with static shapes
+PROPOSALS = (1, 4, 8)
+GREEDY = pard_rt.SamplingParams()
+
+# Of the models' weights: one with which `assert_no_near_tie` holds for all of them.
+SEED = 6
+
+# Shares of a row's largest logit, and of a cache's largest key or value. float32 kernels were seen
+# to differ by 1e-6 of either; quantized graphs in exact mode by nothing at all.
+NEAR_TIE = 1e-4
+KERNEL_TOLERANCE = 1e-5
+
+# The caches' own test asks for a sequence of this id; decoders count theirs from 0.
+FRESH = 1 << 40
+
+
+@dataclass(frozen=True)
+class Request:
+    """A prompt, and the round before which it joins."""
+
+    length: int
+    joins: int
+    max_new_tokens: int = 18
+
+    @property
+    def prompt(self) -> list[int]:
+        random = np.random.default_rng(self.length)
+        return [int(token) for token in random.integers(NUM_TOKENS, size=self.length)]
+
+
+# The last one ends where the model's 128 positions do.
+REQUESTS = (Request(6, 0), Request(1, 0), Request(37, 1), Request(17, 4), Request(113, 6))
+
+
+def decode(
+    target: pard_rt.Model,
+    drafter: pard_rt.Drafter | None,
+    k: int,
+    requests: Sequence[Request] = REQUESTS,
+    sampling: pard_rt.SamplingParams = GREEDY,
+) -> tuple[list[list[int]], pard_rt.RoundCounts]:
+    """Decode requests together: at most three at a time, prompts in chunks."""
+    decoder = pard_rt.Decoder(
+        target, drafter, num_speculative_tokens=k, max_batch_size=3, prefill_chunk=16
+    )
+    sequences: list[pard_rt.Sequence] = []
+    waiting = sorted(requests, key=lambda request: request.joins)
+    more, round_number = True, 0
+    while more or waiting:
+        while waiting and waiting[0].joins <= round_number:
+            request = waiting.pop(0)
+            sequences.append(
+                decoder.add(
+                    request.prompt, max_new_tokens=request.max_new_tokens, sampling=sampling
+                )
+            )
+        more = decoder.step()
+        round_number += 1
+    return [sequence.generated.tolist() for sequence in sequences], decoder.counts
+
+
+@torch.inference_mode()
+def transformers_rows(module: Any, tokens: Sequence[int] | torch.Tensor) -> torch.Tensor:
+    """Logits [n, vocabulary] of a whole text, without any cache."""
+    return module(input_ids=torch.as_tensor(tokens)[None], use_cache=False).logits[0].clone()
+
+
+def transformers_greedy(module: Any, request: Request) -> list[int]:
+    prompt = torch.tensor([request.prompt])
+    text = module.generate(
+        prompt,
+        attention_mask=torch.ones_like(prompt),  # a pad token in a prompt is a token like others
+        max_new_tokens=min(request.max_new_tokens, 128 - request.length),
+        do_sample=False,
+        eos_token_id=None,
+        pad_token_id=PAD,
+    )
+    return [int(token) for token in text[0, request.length :]]
+
+
+def assert_no_near_tie(
+    rows: torch.Tensor, prompt: list[int], generated: list[int], sampling: pard_rt.SamplingParams
+) -> None:
+    """Every token generated would still be chosen, were its logit lower by NEAR_TIE."""
+    for position, token in enumerate(generated, start=len(prompt)):
+        row = rows[position - 1].clone()
+        row[token] -= NEAR_TIE * row.abs().max()
+        chosen = pard_rt.choose(row, sampling, position)
+        assert chosen == token, "a near tie: give this model or prompt another seed"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One architecture on one backend."""
+
+    target: pard_rt.Model
+    twin: pard_rt.Model  # the same weights, other caches
+    stranger: pard_rt.Model  # a parallel draft that knows nothing of the target
+    module: Any  # transformers' own
+
+    def drafter(self, kind: str) -> pard_rt.Drafter:
+        if kind == "stranger":
+            return pard_rt.ParallelDrafter(self.stranger, MASK_TOKEN_ID, prefill_chunk=8)
+        if kind == "masked twin":
+            return pard_rt.ParallelDrafter(self.twin, MASK_TOKEN_ID, prefill_chunk=8)
+        return pard_rt.AutoregressiveDrafter(self.twin, prefill_chunk=8)
+
+
+def open_model(
+    models: TinyModels, backend: str, architecture: str, **options: Any
+) -> pard_rt.Model:
+    if backend == "torch":
+        return TorchModel(load(models.checkpoint(architecture, **options)))
+    form = "gqa" if backend == "gqa" else "portable"
+    folder = models.folder(architecture, form, **options)
+    return pard_rt.OnnxModel(folder, threads=1, static_shapes=backend == "static")
+
+
+# Tracing the portable form is slow: one layer, but for one architecture.
+def options_of(backend: str, architecture: str) -> dict[str, Any]:
+    single = backend in ("portable", "static") and architecture != "llama"
+    return {"seed": SEED, "num_hidden_layers": 1 if single else 2}
+
+
+@pytest.fixture(
+    scope="module",
+    params=[(a, b) for a in ARCHITECTURES for b in BACKENDS]
+    + [("llama", "static"), ("mistral_window", "static")],
+    ids=lambda param: "-".join(param),
+)
+def subject(request: pytest.FixtureRequest, tiny_models: TinyModels) -> Subject:
+    architecture, backend = request.param
+    options = options_of(backend, architecture)
+    opened = partial(open_model, tiny_models, backend, architecture, **options)
+    checkpoint = tiny_models.checkpoint(architecture, **options)
+    return Subject(
+        target=opened(),
+        twin=opened(),
+        stranger=open_model(
+            tiny_models,
+            "torch" if backend == "torch" else "gqa",
+            "llama",
+            seed=1,
+            mask_token=True,
+            num_hidden_layers=1,
+        ),
+        module=AutoModelForCausalLM.from_pretrained(checkpoint).eval(),
+    )
+
+
+@pytest.fixture(scope="module")
+def greedy(subject: Subject) -> list[list[int]]:
+    """What transformers generates, none of it by a hair's breadth."""
+    texts = []
+    for request in REQUESTS:
+        text = transformers_greedy(subject.module, request)
+        rows = transformers_rows(subject.module, request.prompt + text)
+        assert_no_near_tie(rows, request.prompt, text, GREEDY)
+        texts.append(text)
+    assert [len(text) for text in texts] == [18, 18, 18, 18, 15]
+    assert all(len(set(text)) > 4 for text in texts)  # a loop of one token would prove little
+    return texts
+
+
+@pytest.mark.parametrize("kind", ["stranger", "masked twin", "autoregressive twin"])
+def test_batches_give_what_transformers_generates(
+    subject: Subject, greedy: list[list[int]], kind: str
+) -> None:
+    # Choices come from all rows of the embedding, proposals from the tokens a tokenizer knows only.
+    unknown = sum(token >= NUM_TOKENS for text in greedy for token in text)
+    for k in PROPOSALS:
+        texts, counts = decode(subject.target, subject.drafter(kind), k)
+        assert texts == greedy
+        if kind == "masked twin":  # the row of a round's first proposal has seen no mask
+            assert counts.accepted_at[0] >= counts.drafted_at[0] - unknown
+        elif kind == "autoregressive twin":
+            assert counts.accepted >= counts.drafted - k * unknown
+
+
+def test_plain_decoding_gives_what_transformers_generates(
+    subject: Subject, greedy: list[list[int]]
+) -> None:
+    assert decode(subject.target, None, 0)[0] == greedy
+
+
+def test_rounds_are_the_oracle_s(subject: Subject, greedy: list[list[int]]) -> None:
+    request, expected = REQUESTS[0], greedy[0]
+    target = partial(transformers_rows, subject.module)
+    for k in PROPOSALS:
+        # The prefill's own token comes before the first draft, so the oracle starts behind it.
+        rest, rounds = reference.generate(
+            target,
+            lambda tokens: target(tokens)[:, :NUM_TOKENS],
+            [*request.prompt, expected[0]],
+            mask_token_id=MASK_TOKEN_ID,
+            k=k,
+            max_new_tokens=request.max_new_tokens - 1,
+        )
+        texts, counts = decode(subject.target, subject.drafter("masked twin"), k, [request])
+        assert texts == [[expected[0], *rest]] == [expected]
+        assert counts.rounds == 1 + len(rounds)
+
+
+def test_sampled_text_depends_on_the_seed_alone(subject: Subject) -> None:
+    sampling = pard_rt.SamplingParams(temperature=0.8, seed=5)
+    expected, _ = decode(subject.target, None, 0, sampling=sampling)
+    for request, text in zip(REQUESTS, expected, strict=True):
+        rows = transformers_rows(subject.module, request.prompt + text)
+        assert_no_near_tie(rows, request.prompt, text, sampling)
+        assert decode(subject.target, None, 0, [request], sampling)[0] == [text]
+    for k in PROPOSALS:
+        for kind in ("masked twin", "autoregressive twin"):
+            texts, _ = decode(subject.target, subject.drafter(kind), k, sampling=sampling)
+            assert texts == expected
+        alone = [
+            decode(subject.target, subject.drafter("masked twin"), k, [request], sampling)[0][0]
+            for request in REQUESTS[:2]
+        ]
+        assert alone == expected[:2]
+
+
+Rows = Callable[[int, int], tuple[torch.Tensor, torch.Tensor]]  # (layer, length): keys, values
+
+
+def cached_rows(model: Any, sequence: int) -> Rows:
+    def rows(layer: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+        keys, values = model.cached_rows(sequence, layer, length)
+        return torch.as_tensor(keys), torch.as_tensor(values)
+
+    return rows
+
+
+@torch.inference_mode()
+def transformers_prefill(module: Any, tokens: NDArray[np.int32]) -> Rows:
+    """The cache transformers fills with a whole text, [1, heads, n, head size] by layer."""
+    cache = DynamicCache()
+    module(input_ids=torch.from_numpy(tokens).long()[None], past_key_values=cache, use_cache=True)
+    return lambda layer, length: (
+        cache.layers[layer].keys[0, :, :length].transpose(0, 1),
+        cache.layers[layer].values[0, :, :length].transpose(0, 1),
+    )
+
+
+def own_prefill(model: Any, tokens: NDArray[np.int32]) -> Rows:
+    model.release(FRESH)
+    item = {"sequence": FRESH, "past_length": 0, "tokens": tokens.tolist(), "num_rows": 0}
+    model.forward([pard_rt.ForwardItem(**item)])
+    return cached_rows(model, FRESH)
+
+
+def assert_same_rows(actual: Rows, fresh: Rows, layers: int, length: int, tolerance: float) -> None:
+    for layer in range(layers):
+        for ours, theirs in zip(actual(layer, length), fresh(layer, length), strict=True):
+            assert ours.shape == theirs.shape
+            error = (ours - theirs).abs().max() / theirs.abs().max()
+            assert error <= tolerance, f"layer {layer}, {length} rows"
+
+
+@dataclass
+class Watched:
+    """A sequence of the caches' test, and what is known of its draft's cache from outside."""
+
+    sequence: pard_rt.Sequence
+    length: int = 0  # committed tokens before the last round
+    drafted: int = 0  # before the last round
+    accepted: int = 0
+    draft_cached: int = 0
+
+    def see_round(self, kind: str) -> None:
+        """Follow the table of lengths in docs/architecture.md."""
+        counts = self.sequence.counts
+        drafted, accepted = counts.drafted - self.drafted, counts.accepted - self.accepted
+        if drafted:
+            run_and_accepted = 0 if kind == "masked twin" else min(accepted, drafted - 1)
+            self.draft_cached = self.length + run_and_accepted
+        self.length = len(self.sequence.tokens)
+        self.drafted, self.accepted = counts.drafted, counts.accepted
+
+
+def decode_watching_caches(
+    target: Any,
+    draft: Any,
+    kind: str,
+    fresh_prefill: Callable[[NDArray[np.int32]], Rows],
+    layers: int,
+    tolerance: float,
+) -> None:
+    """Rounds of random K with random joins; after each, both caches against a fresh prefill."""
+    random = np.random.default_rng(layers)
+    if kind == "masked twin":
+        drafter: pard_rt.Drafter = pard_rt.ParallelDrafter(draft, MASK_TOKEN_ID, prefill_chunk=8)
+    else:
+        drafter = pard_rt.AutoregressiveDrafter(draft, prefill_chunk=8)
+    decoder = pard_rt.Decoder(target, drafter, max_batch_size=3, prefill_chunk=16)
+    waiting = list(REQUESTS)
+    watched: list[Watched] = []
+    compared = 0
+    more = True
+    while more or waiting:
+        if waiting and random.random() < 0.5:
+            request = waiting.pop(0)
+            sampling = pard_rt.SamplingParams(temperature=0.8, seed=request.length)
+            watched.append(
+                Watched(decoder.add(request.prompt, max_new_tokens=16, sampling=sampling))
+            )
+        decoder.num_speculative_tokens = int(random.choice([0, 1, 2, 4, 8]))
+        more = decoder.step()
+        for each in watched:
+            each.see_round(kind)
+            sequence = each.sequence
+            if sequence.finished or len(sequence.generated) == 0:
+                continue
+            fresh = fresh_prefill(sequence.tokens)
+            rows = cached_rows(target, sequence.id)
+            assert_same_rows(rows, fresh, layers, len(sequence.tokens) - 1, tolerance)
+            if each.draft_cached:
+                rows = cached_rows(draft, sequence.id)
+                assert_same_rows(rows, fresh, layers, each.draft_cached, tolerance)
+                compared += 1
+    assert compared > 10
+
+
+@pytest.mark.parametrize("kind", ["masked twin", "autoregressive twin"])
+def test_caches_equal_a_fresh_prefill_of_transformers(subject: Subject, kind: str) -> None:
+    decode_watching_caches(
+        subject.target,
+        subject.twin,
+        kind,
+        partial(transformers_prefill, subject.module),
+        subject.module.config.num_hidden_layers,
+        KERNEL_TOLERANCE,
+    )
+
+
+@pytest.fixture(
+    scope="module",
+    params=[("qwen2", "int8"), ("llama31", "int4")],
+    ids=lambda param: "-".join(param),
+)
+def quantized_folder(request: pytest.FixtureRequest, tiny_models: TinyModels) -> Path:
+    architecture, weights = request.param
+    return tiny_models.folder(architecture, "gqa", weights, seed=SEED, num_hidden_layers=2)
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, pard_rt.SamplingParams(temperature=0.8, seed=5)])
+def test_quantized_graphs_give_their_own_plain_text(
+    quantized_folder: Path, sampling: pard_rt.SamplingParams
+) -> None:
+    target, draft = (pard_rt.OnnxModel(quantized_folder, threads=1) for _ in range(2))
+    assert target.pads_single_rows
+    expected, _ = decode(target, None, 0, sampling=sampling)
+    for request, text in zip(REQUESTS, expected, strict=True):
+        assert decode(target, None, 0, [request], sampling)[0] == [text]
+    for k in PROPOSALS:
+        for drafter in (
+            pard_rt.ParallelDrafter(draft, MASK_TOKEN_ID),
+            pard_rt.AutoregressiveDrafter(draft),
+        ):
+            texts, counts = decode(target, drafter, k, sampling=sampling)
+            assert texts == expected
+            assert counts.accepted > 0
+
+
+@pytest.mark.parametrize("kind", ["masked twin", "autoregressive twin"])
+def test_quantized_caches_equal_a_fresh_prefill_bit_for_bit(
+    quantized_folder: Path, kind: str
+) -> None:
+    target, draft, other = (pard_rt.OnnxModel(quantized_folder, threads=1) for _ in range(3))
+    layers = target.contract.num_layers
+    decode_watching_caches(target, draft, kind, partial(own_prefill, other), layers, 0.0)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_rows_that_are_not_cached_cannot_be_read(backend: str, tiny_models: TinyModels) -> None:
+    model: Any = open_model(tiny_models, backend, "llama", **options_of(backend, "llama"))
+    item = pard_rt.ForwardItem(sequence=1, past_length=0, tokens=[1, 2, 3], num_rows=0)
+    model.forward([item])
+    keys, values = model.cached_rows(1, 1, 3)
+    assert keys.shape == values.shape == (3, 2, 16)
+    for sequence, layer, length in ((1, 2, 3), (1, -1, 3), (2, 0, 1), (1, 0, 129), (1, 0, -1)):
+        with pytest.raises(pard_rt.InvalidArgumentError, match="no such cached rows"):
+            model.cached_rows(sequence, layer, length)
+    model.release(1)
+    with pytest.raises(pard_rt.InvalidArgumentError, match="no such cached rows"):
+        model.cached_rows(1, 0, 1)
+
+
+@pytest.fixture(scope="module", params=["fp32", "int4"])
+def builder_folder(
+    request: pytest.FixtureRequest,
+    tiny_models: TinyModels,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """What onnxruntime-genai's model builder makes of the tiny Llama, unchanged."""
+    builder = pytest.importorskip("onnxruntime_genai.models.builder")
+    out = tmp_path_factory.mktemp("builder")
+    checkpoint = tiny_models.checkpoint("llama", **options_of("gqa", "llama"))
+    arguments = ("", str(checkpoint), str(out / "model"), request.param, "cpu", str(out / "cache"))
+    builder.create_model(*arguments, **builder.parse_extra_options(*arguments, []))
+    return out / "model"
+
+
+def genai_greedy(folder: Path, request: Request) -> list[int]:
+    genai = pytest.importorskip("onnxruntime_genai")
+    model = genai.Model(str(folder))
+    params = genai.GeneratorParams(model)
+    length = min(request.length + request.max_new_tokens, 128)
+    params.set_search_options(max_length=length, do_sample=False)
+    generator = genai.Generator(model, params)
+    generator.append_tokens(np.array(request.prompt, np.int32))
+    while not generator.is_done():
+        generator.generate_next_token()
+    return [int(token) for token in generator.get_sequence(0)[request.length :]]
+
+
+def test_folders_of_genai_s_builder_give_what_genai_generates(builder_folder: Path) -> None:
+    target, draft = (pard_rt.OnnxModel(builder_folder, threads=1) for _ in range(2))
+    assert target.contract.from_builder
+    expected, _ = decode(target, None, 0)
+    if target.contract.weights == "int4":  # genai runs single rows by themselves, exact mode by two
+        assert target.pads_single_rows
+    else:
+        for request, text in zip(REQUESTS, expected, strict=True):
+            generated = genai_greedy(builder_folder, request)
+            assert text[: len(generated)] == generated
+            assert len(text) == len(generated) or text[len(generated)] == EOS  # which genai omits
+    for k in PROPOSALS:
+        texts, counts = decode(target, pard_rt.AutoregressiveDrafter(draft), k)
+        assert texts == expected
+        assert counts.accepted > 0.5 * counts.drafted
