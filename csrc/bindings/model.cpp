@@ -6,6 +6,7 @@
 #include "bindings.h"
 #include "dlpack.h"
 #include "pard/choose.h"
+#include "pard/probe.h"
 
 namespace pard::python {
 
@@ -111,11 +112,26 @@ void register_model(py::module_& module) {
       .def_property_readonly("tokens", &tokens_of)
       .def_readonly("num_rows", &Item::num_rows);
 
+  py::class_<ProbeReport>(module, "ProbeReport")
+      .def_readonly("single_rows", &ProbeReport::single_rows)
+      .def_readonly("rewinding", &ProbeReport::rewinding)
+      .def_readonly("rejected_rows", &ProbeReport::rejected_rows)
+      .def_readonly("same_tokens", &ProbeReport::same_tokens);
+
   py::classh<Model, PythonModel>(module, "Model")
       .def(py::init<>())
       .def("info", &Model::info, py::return_value_policy::copy)
       .def("forward", &forward, py::arg("batch"))
       .def("release", &Model::release, py::arg("sequence"));
+
+  module.def(
+      "probe_model",
+      [](Model& model, double tolerance) {
+        return probe_model(model, {tolerance, tolerance, tolerance});
+      },
+      py::arg("model"), py::kw_only(), py::arg("tolerance"),
+      py::call_guard<py::gil_scoped_release>(),
+      "Tries a model on a sequence of its own, and releases it.");
 }
 
 }  // namespace pard::python

@@ -69,12 +69,6 @@ void register_onnx(py::module_& module) {
   module.def("read_folder", &read_folder, py::arg("folder"),
              "What an ONNX folder says about its model.");
 
-  py::class_<ProbeReport>(module, "ProbeReport")
-      .def_readonly("single_rows", &ProbeReport::single_rows)
-      .def_readonly("rewinding", &ProbeReport::rewinding)
-      .def_readonly("rejected_rows", &ProbeReport::rejected_rows)
-      .def_readonly("same_tokens", &ProbeReport::same_tokens);
-
   py::classh<OnnxModel, Model>(module, "OnnxModel")
       .def(py::init(&open), py::arg("folder"), py::kw_only(), py::arg("provider") = "cpu",
            py::arg("provider_options") = std::map<std::string, std::string>{},

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
 
 from pard_rt._core import (
     AutoregressiveDrafter,
@@ -23,6 +25,7 @@ from pard_rt._core import (
     choose,
     log_probability,
     onnxruntime_providers,
+    probe_model,
     read_folder,
     verify,
 )
@@ -36,7 +39,19 @@ from pard_rt.errors import (
     RuntimeMissingError,
 )
 
+if TYPE_CHECKING:
+    from pard_rt.exporter import export
+    from pard_rt.loading import load
+    from pard_rt.models.torch_model import TorchModel
+
 __version__ = version("pard-rt")
+
+# What needs PyTorch, imported when it is first asked for.
+_LAZY = {
+    "TorchModel": "pard_rt.models.torch_model",
+    "export": "pard_rt.exporter",
+    "load": "pard_rt.loading",
+}
 
 __all__ = [
     "AutoregressiveDrafter",
@@ -61,9 +76,29 @@ __all__ = [
     "SamplingParams",
     "Sequence",
     "TokenEvent",
+    "TorchModel",
     "choose",
+    "export",
+    "load",
     "log_probability",
     "onnxruntime_providers",
+    "probe_model",
     "read_folder",
     "verify",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'pard_rt' has no attribute {name!r}")
+    try:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("pard_rt"):
+            raise
+        raise RuntimeMissingError(
+            f"pard_rt.{name} needs packages that are not installed",
+            "those of pard-rt[export]",
+            f"no {error.name}",
+            "Install them with: pip install 'pard-rt[export]'.",
+        ) from error

@@ -488,6 +488,22 @@ class ProbeReport:
     def same_tokens(self) -> bool:
         """Whether the greedy token was the same throughout."""
 
+def probe_model(model: Model, *, tolerance: float) -> ProbeReport:
+    """Try a model on a sequence of its own, and release it.
+
+    Parameters
+    ----------
+    model : Model
+        One whose rows are on the CPU.
+    tolerance : float
+        The most by which equal rows may differ, as a part of the largest logit.
+
+    Raises
+    ------
+    ModelError
+        Rows differ by more, or a logit is not finite.
+    """
+
 class OnnxModel(Model):
     """A model over an ONNX folder (docs/onnx-folder.md), on a provider of ONNX Runtime.
 

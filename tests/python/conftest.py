@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pard_rt.export import Form, Weights, export
+from pard_rt.exporter import Form, Weights, export
 from tiny_models import make_model
 
 

@@ -12,17 +12,18 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from transformers import T5Config
 
-from pard_rt import FolderError, ForwardItem, Model, ModelError, ModelInfo
+from pard_rt import FolderError, ForwardItem, Model, ModelError, ModelInfo, ProbeReport
 from pard_rt.cli import check as check_module
 from pard_rt.cli import info as info_module
 from pard_rt.cli import main, output
-from pard_rt.cli.models import OpenedModel, RowReport
+from pard_rt.cli.models import OpenedModel
 from pard_rt.cli.output import format_bytes, progress
 from pard_rt.cli.providers import Trial, try_provider
 from tiny_models import EOS, MASK_TOKEN_ID, NUM_TOKENS, make_model
@@ -336,7 +337,7 @@ def test_checks_that_fail(
     pair: Pair, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = Moody()
-    report = RowReport(0.0, 0.0, 0.0, same_tokens=False)
+    report = SimpleNamespace(single_rows=0.0, rewinding=0.0, rejected_rows=0.0, same_tokens=False)
     opened = OpenedModel(Path("moody"), "", model, model.info(), None, (), lambda: report)
     monkeypatch.setattr(check_module, "open_model", lambda *_, **__: opened)
     assert main(["check", "moody"]) == 1
@@ -357,7 +358,7 @@ def test_a_model_that_throws_fails_its_checks(
 
     model = Broken()
 
-    def probe() -> RowReport:
+    def probe() -> ProbeReport:
         raise ModelError("it cannot be rewound", "0", "1", "export it again")
 
     opened = OpenedModel(Path("broken"), "", model, model.info(), None, (), probe)

@@ -12,9 +12,9 @@ import onnx
 import pytest
 
 from pard_rt.errors import Error, InvalidArgumentError, ModelError
-from pard_rt.export import export
-from pard_rt.export.check import GraphRunner
-from pard_rt.export.folder import decode_token_bytes
+from pard_rt.exporter import export
+from pard_rt.exporter.check import GraphRunner
+from pard_rt.exporter.folder import decode_token_bytes
 from pard_rt.models.probe import CacheLayout
 from pard_rt.vocabulary import token_bytes
 from tiny_models import EOS, MASK_TOKEN_ID, NUM_TOKENS, VOCAB_SIZE, make_model, make_tokenizer
@@ -139,7 +139,7 @@ def test_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.Mon
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("pard_rt.export.write_companions", full)
+    monkeypatch.setattr("pard_rt.exporter.write_companions", full)
     with pytest.raises(Error, match="room on the disk"):
         export(model, tmp_path / "out")
     assert [entry.name for entry in tmp_path.iterdir()] == ["model"]

@@ -18,7 +18,7 @@ from pard_rt._core import (
     ParallelDrafter,
     SamplingParams,
 )
-from pard_rt.cli.models import OpenedModel, RowReport, encode, open_model
+from pard_rt.cli.models import OpenedModel, encode, open_model
 from pard_rt.cli.output import explain, paint, print_field, print_verdict, progress
 from pard_rt.cli.trial import MadeUpDraft, Outcome, Prompt, RoundSamples, compare
 from pard_rt.errors import Error, IncompatibleModelsError, InvalidArgumentError, ModelError
@@ -193,7 +193,7 @@ def _check_rows(verdicts: _Verdicts, role: str, model: OpenedModel, *, required:
     what = f"{role}: rows agree"
     try:
         with progress(f"trying {model.path}"):
-            rows: RowReport = model.probe()
+            rows = model.probe()
     except ModelError as error:
         verdicts.fail(what, error.problem, *explain(error))
         return

@@ -12,7 +12,7 @@ def run_export(arguments: argparse.Namespace) -> int:
     """Export, and say how well the graph agrees with the module it came from."""
     with progress(f"exporting {arguments.source}") as shown:
         with requiring("export", "An export"):
-            from pard_rt.export import export
+            from pard_rt.exporter import export
         hush_transformers()
         shown.text = f"exporting {arguments.source} as {arguments.form}, {arguments.weights}"
         report = export(

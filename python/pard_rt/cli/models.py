@@ -9,20 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pard_rt._core import ForwardItem, Model, ModelInfo, OnnxModel, SamplingParams, choose
-from pard_rt.errors import FolderError, InvalidArgumentError, ModelError, RuntimeMissingError
+from pard_rt._core import Model, ModelInfo, OnnxModel, ProbeReport, probe_model
+from pard_rt.errors import FolderError, InvalidArgumentError, RuntimeMissingError
 
 Kind = Literal["onnx", "hugging face"]
-
-
-@dataclass(frozen=True)
-class RowReport:
-    """What `pard_rt.ProbeReport` says, of any model."""
-
-    single_rows: float
-    rewinding: float
-    rejected_rows: float
-    same_tokens: bool
 
 
 @dataclass(frozen=True)
@@ -35,7 +25,7 @@ class OpenedModel:
     info: ModelInfo
     mask_token_id: int | None
     eos_token_ids: tuple[int, ...]
-    probe: Callable[[], RowReport]  # raises ModelError where rows disagree or do not rewind
+    probe: Callable[[], ProbeReport]  # raises ModelError where rows disagree or do not rewind
 
 
 def kind_of(path: Path) -> Kind:
@@ -86,10 +76,6 @@ def _open_onnx(path: Path, provider: str, threads: int, is_target: bool) -> Open
     if contract.mask_token_id is not None:
         facts.append(f"mask token {contract.mask_token_id}")
 
-    def probe() -> RowReport:
-        found = model.probe()
-        return RowReport(found.single_rows, found.rewinding, found.rejected_rows, found.same_tokens)
-
     return OpenedModel(
         path,
         ", ".join(facts),
@@ -97,7 +83,7 @@ def _open_onnx(path: Path, provider: str, threads: int, is_target: bool) -> Open
         model.info(),
         contract.mask_token_id,
         tuple(contract.eos_token_ids),
-        probe,
+        model.probe,
     )
 
 
@@ -131,58 +117,8 @@ def _open_hugging_face(path: Path, provider: str, threads: int) -> OpenedModel:
         model.info(),
         facts.mask_token_id,
         facts.eos_token_ids,
-        lambda: _probe_rows(model, TOLERANCE.get(dtype, 0.1)),
+        lambda: probe_model(model, tolerance=TOLERANCE.get(dtype, 0.1)),
     )
-
-
-def _probe_rows(model: Any, tolerance: float) -> RowReport:
-    """Try a PyTorch model the way `OnnxModel.probe` tries a graph."""
-    sequence = 2**62
-    num_tokens = model.info().num_tokens
-    past, rows = [1 % num_tokens, 2 % num_tokens], [3 % num_tokens, 5 % num_tokens]
-    others = [rows[0], (rows[1] + num_tokens // 2) % num_tokens]
-    tokens_differ = False
-
-    def forward(past_length: int, tokens: list[int]) -> Any:
-        item = ForwardItem(
-            sequence=sequence, past_length=past_length, tokens=tokens, num_rows=len(tokens)
-        )
-        return model.forward([item]).clone()
-
-    def difference(a: Any, b: Any) -> float:
-        nonlocal tokens_differ
-        greedy = SamplingParams()
-        for row, other in zip(a, b, strict=True):  # choose() refuses rows with NaN
-            tokens_differ |= choose(row, greedy, 0) != choose(other, greedy, 0)
-        return float((a.float() - b.float()).abs().max() / a.float().abs().max())
-
-    if model.info().max_length < len(past) + len(rows):
-        return RowReport(0.0, 0.0, 0.0, True)
-    try:
-        forward(0, past)
-        expected = forward(2, rows)
-        rejected = forward(2, others)
-        again = forward(2, rows)
-        alone = [forward(2, rows[:1]), forward(3, rows[1:])]
-    finally:
-        model.release(sequence)
-    single = max(difference(expected[i : i + 1], row) for i, row in enumerate(alone))
-    report = RowReport(
-        single,
-        difference(expected, again),
-        difference(expected[:1], rejected[:1]),
-        not tokens_differ,
-    )
-    worst = max(report.single_rows, report.rewinding, report.rejected_rows)
-    if worst > tolerance:
-        raise ModelError(
-            f"{model.info().name} computes other logits for the same tokens",
-            f"a difference of at most {tolerance:g} of the largest",
-            f"{report.single_rows:.2g} alone, {report.rewinding:.2g} after a rewind, "
-            f"{report.rejected_rows:.2g} before other tokens",
-            "Report the architecture.",
-        )
-    return report
 
 
 def encode(path: Path, text: str) -> list[int]:

@@ -14,7 +14,7 @@
 #include "graph_runner.h"
 #include "ort_api.h"
 #include "pard/model.h"
-#include "probe.h"
+#include "pard/probe.h"
 #include "session.h"
 
 namespace pard {

@@ -1,6 +1,6 @@
 #pragma once
 
-#include "pard/model.h"
+#include "model.h"
 
 namespace pard {
 

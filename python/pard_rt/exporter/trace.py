@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.onnx.ops import symbolic, symbolic_multi_out
 
 from pard_rt.errors import ModelError
-from pard_rt.export.fused import fused_modules, plain_norms
-from pard_rt.export.rope import RopeTables, find_rope, read_full_tables, tabled, unrotated
+from pard_rt.exporter.fused import fused_modules, plain_norms
+from pard_rt.exporter.rope import RopeTables, find_rope, read_full_tables, tabled, unrotated
 from pard_rt.models.attention import AttentionCall, attending, softmax_scores
 from pard_rt.models.probe import CacheLayout
 

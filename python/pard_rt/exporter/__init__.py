@@ -12,12 +12,12 @@ import onnx_ir as ir
 import torch
 
 from pard_rt.errors import InvalidArgumentError
-from pard_rt.export.check import Agreement, check_graph
-from pard_rt.export.folder import GRAPH, new_folder, write_companions
-from pard_rt.export.fuse import fuse
-from pard_rt.export.quantize import BITS, quantize
-from pard_rt.export.quiet import quiet
-from pard_rt.export.trace import apply_contract_shapes, trace
+from pard_rt.exporter.check import Agreement, check_graph
+from pard_rt.exporter.folder import GRAPH, new_folder, write_companions
+from pard_rt.exporter.fuse import fuse
+from pard_rt.exporter.quantize import BITS, quantize
+from pard_rt.exporter.quiet import quiet
+from pard_rt.exporter.trace import apply_contract_shapes, trace
 from pard_rt.loading import load
 from pard_rt.models.probe import adopt
 
@@ -26,7 +26,7 @@ __all__ = ["ExportReport", "Form", "Weights", "export"]
 Form = Literal["gqa", "portable"]
 Weights = Literal["fp32", "fp16", "int8", "int4"]
 
-_log = logging.getLogger("pard_rt.export")
+_log = logging.getLogger("pard_rt.exporter")
 
 
 @dataclass(frozen=True)
