@@ -172,7 +172,7 @@ def test_info_goes_on_after_a_bad_path(
 ) -> None:
     assert main(["info", str(tmp_path / "nothing"), str(pair.target)]) == 2
     captured = capsys.readouterr()
-    assert "there is no model folder" in captured.err
+    assert "There is no model folder" in captured.err
     assert "mask token    none: not a parallel draft" in captured.out
 
 
@@ -267,7 +267,7 @@ def test_truncated_weights(
     checkpoint = Path(shutil.copytree(pair.hf_target, tmp_path / "cut"))
     weights = checkpoint / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-5000])
-    fails(capsys, ["check", checkpoint], "model.safetensors is damaged", "download it again")
+    fails(capsys, ["check", checkpoint], "model.safetensors is damaged", "Download it again")
     fails(capsys, ["info", checkpoint], "model.safetensors is damaged")
     fails(capsys, ["export", checkpoint, tmp_path / "out"], "model.safetensors is damaged")
 
@@ -406,7 +406,7 @@ def test_as_a_program(tmp_path: Path) -> None:
         [*program, "check", str(tmp_path / "none")], capture_output=True, text=True, timeout=60
     )
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("pard-rt: there is no model folder")
+    assert done.stderr.startswith("pard-rt: There is no model folder")
     with subprocess.Popen(
         [*program, "info"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as reader_gone:
