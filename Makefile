@@ -1,7 +1,7 @@
 # One command each. The first use of any of them sets up what it needs in .venv.
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
-FUZZ_SECONDS ?= 120
+FUZZ_SECONDS ?= 60
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -47,15 +47,15 @@ fuzz: setup
 	fi
 
 lint: $(VENV)/installed
-	$(BIN)/ruff check python tests examples
-	$(BIN)/ruff format --check python tests examples
+	$(BIN)/ruff check python tests examples benchmarks
+	$(BIN)/ruff format --check python tests examples benchmarks
 	$(BIN)/mypy
 	$(BIN)/python -m mypy.stubtest pard_rt._core --allowlist tests/stubtest_allowlist.txt
 	$(BIN)/clang-format --dry-run --Werror $(SOURCES)
 
 format: $(VENV)/tools
-	$(BIN)/ruff check --fix python tests examples
-	$(BIN)/ruff format python tests examples
+	$(BIN)/ruff check --fix python tests examples benchmarks
+	$(BIN)/ruff format python tests examples benchmarks
 	$(BIN)/clang-format -i $(SOURCES)
 
 bench: setup

@@ -20,7 +20,7 @@ import pard_rt
 
 ALPHABET = "\n" + "".join(map(chr, range(32, 127)))
 MASK = len(ALPHABET)  # one id behind the alphabet: the draft's mask token
-PROMPT = "    def __init__(self, "
+PROMPT = "class Random("
 
 
 class NgramModel(pard_rt.Model):
@@ -83,7 +83,7 @@ def decode(
     decoder = pard_rt.Decoder(target, drafter)
     sequence = decoder.add(
         [ALPHABET.index(character) for character in prompt],
-        max_new_tokens=400,
+        max_new_tokens=300,
         sampling=pard_rt.SamplingParams(temperature=temperature, seed=1),
     )
     decoder.run()
