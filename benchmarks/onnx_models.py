@@ -734,9 +734,9 @@ def page(found: Json) -> str:
         prose("""
             That pard-rt and onnxruntime-genai give the same ids over one graph is asserted. Another
             graph, or two rows for one, may round a near-tie the other way. Idle threads that spin
-            answer sooner where a core is theirs, and take it from the others where it is not. ONNX
-            Runtime lets them spin by default, and onnxruntime-genai with it: on two threads
-            *spinning* is the row to compare.
+            answer sooner where a core is theirs, and take it from the others where it is not; ONNX
+            Runtime's own default is to spin, so on two threads *spinning* is the row to compare. A
+            busy machine moves even these ratios: read the brackets before the medians.
             """),
         "## Opening",
         prose("""
