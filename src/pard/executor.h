@@ -42,8 +42,8 @@ class RoundExecutor {
   // False: every round is a plain one, whatever num_speculative_tokens says.
   virtual bool can_draft() const = 0;
 
-  // Starts a round over `batch`, none of it finished. Throws what a Model throws; nothing has then
-  // happened.
+  // Starts a round over `batch`, none of it finished. Throws what a Model throws; every
+  // sequence is then as it was, and caches may have filled further.
   virtual void launch(std::span<Sequence* const> batch, int num_speculative_tokens) = 0;
 
   // The launched round's yield, in the batch's order, borrowed until the next launch.
