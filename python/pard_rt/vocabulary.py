@@ -47,7 +47,7 @@ def token_bytes(tokenizer: Any, count: int) -> list[bytes]:
     special = special_token_ids(tokenizer)
     added = tokenizer.added_tokens_decoder
     if "ByteLevel" in decoders:
-        to_byte = _byte_level_alphabet()
+        to_byte = byte_level_alphabet()
     elif decoders & {"ByteFallback", "Metaspace", "Replace"}:
         to_byte = None
     else:
@@ -87,7 +87,7 @@ def _piece_bytes(token: str) -> bytes:
     return token.replace("\u2581", " ").encode("utf-8")
 
 
-def _byte_level_alphabet() -> dict[str, bytes]:
+def byte_level_alphabet() -> dict[str, bytes]:
     """Byte-level BPE's characters: printable Latin-1 as itself, the rest from U+0100 in order."""
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = (byte for byte in range(256) if byte not in printable)

@@ -18,7 +18,7 @@ from pard_rt._core import (
     ParallelDrafter,
     SamplingParams,
 )
-from pard_rt.cli.models import OpenedModel, encode, open_model
+from pard_rt.opening import OpenedModel, encode, open_model
 from pard_rt.cli.output import explain, paint, print_field, print_verdict, progress
 from pard_rt.cli.trial import MadeUpDraft, Outcome, Prompt, RoundSamples, compare
 from pard_rt.errors import Error, IncompatibleModelsError, InvalidArgumentError, ModelError

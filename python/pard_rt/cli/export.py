@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from pard_rt.cli.models import folder_size, hush_transformers, requiring
+from pard_rt.opening import folder_size, hush_transformers, requiring
 from pard_rt.cli.output import format_bytes, paint, print_field, progress
 
 

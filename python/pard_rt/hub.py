@@ -1,0 +1,63 @@
+"""From what a user names to a folder on this machine: a directory, or an id on the Hugging Face hub."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from pard_rt.errors import FolderError
+
+_WANTED = [
+    "*.json", "*.jinja", "*.txt", "*.model", "*.safetensors", "*.onnx", "*.onnx.data",
+    "*.onnx_data", "token_bytes.bin",
+]  # fmt: skip
+_WEIGHTS = ("*.safetensors", "*.onnx")
+_OLD_WEIGHTS = ["pytorch_model*.bin"]  # fetched only where there are no others
+
+
+def locate(source: str | os.PathLike[str]) -> Path:
+    """Return the folder of a model, downloaded if `source` is a hub id.
+
+    Parameters
+    ----------
+    source
+        A directory, or an id such as ``Qwen/Qwen2.5-0.5B``. The hub's own environment variables
+        (HF_HOME, HF_TOKEN, HF_ENDPOINT, HF_HUB_OFFLINE) are heeded.
+
+    Raises
+    ------
+    FolderError
+        There is no such directory, and the hub has no such model or cannot be reached.
+    """
+    name = os.fspath(source)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    if not isinstance(source, str) or not _may_be_id(name):
+        raise FolderError(
+            f"There is no model folder '{name}'",
+            "a directory with a model, or a hub id",
+            "a file" if path.exists() else "nothing there",
+            "Check the path.",
+        )
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(name, allow_patterns=_WANTED, ignore_patterns="original/*"))
+        if not any(any(folder.glob(pattern)) for pattern in _WEIGHTS):
+            snapshot_download(name, allow_patterns=_OLD_WEIGHTS)
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise FolderError(
+            f"The model '{name}' cannot be had",
+            "a directory, or the id of a model on the hub",
+            f"no such directory, and from the hub: {str(error).strip().splitlines()[0]}",
+            "Check the name and the network; private models need HF_TOKEN.",
+        ) from error
+    return folder
+
+
+def _may_be_id(name: str) -> bool:
+    return bool(name) and not name.startswith(("/", ".", "~")) and name.count("/") <= 1 and not (
+        os.path.exists(name)
+    )

@@ -1,0 +1,1 @@
+"""Training of parallel drafts: mask prediction, a resumable loop, and the pair of the demo."""

@@ -1,0 +1,209 @@
+"""The pair of the demo, trained from nothing: `python -m pard_rt.training.demo_pair WORK`.
+
+Four stages, each resumed where it was stopped and skipped once its result is there:
+
+    target         a Llama of 9M parameters on the standard library's source, bytes as tokens
+    continuations  what the target itself writes after pieces of that source
+    classic        a Llama of 1.7M on those continuations: an autoregressive draft
+    parallel       the same, trained on through mask tokens: a parallel draft
+
+WORK holds checkpoints, losses and, at the end, the models in Hugging Face format.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from pard_rt.training.loop import Schedule, StepLoss, Trainer
+from pard_rt.training.mask_prediction import IGNORED, MaskPrediction, draw_rows
+from pard_rt.training.stdlib_text import END, MASK, VOCAB_SIZE, learning_text, make_tokenizer
+
+MAX_LENGTH = 1024
+PROMPT, CONTINUATION = 192, 320  # tokens of the pieces the target continues, and of what it writes
+CONTINUATIONS_PER_FILE = 256
+
+TARGET = {"hidden_size": 320, "intermediate_size": 896, "num_hidden_layers": 7, "heads": 5}
+DRAFT = {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 8, "heads": 4}
+
+Batch = Callable[[int], Tensor]  # step -> token ids [B, N]
+
+
+def new_model(shape: dict[str, int], seed: int) -> LlamaForCausalLM:
+    """Make a Llama over bytes with fresh weights."""
+    torch.manual_seed(seed)
+    sizes = {key: value for key, value in shape.items() if key != "heads"}
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=VOCAB_SIZE,
+            num_attention_heads=shape["heads"],
+            num_key_value_heads=shape["heads"],
+            max_position_embeddings=MAX_LENGTH,
+            tie_word_embeddings=True,
+            bos_token_id=None,
+            eos_token_id=END,
+            pad_token_id=None,
+            **sizes,
+        )
+    )
+
+
+def pieces_of(text: Tensor, batch_size: int, length: int) -> Batch:
+    """Give random pieces of a text; which ones depends on the step alone."""
+
+    def batch(step: int) -> Tensor:
+        generator = torch.Generator().manual_seed(step)
+        starts = torch.randint(len(text) - length, (batch_size,), generator=generator)
+        return torch.stack([text[start : start + length] for start in starts]).long()
+
+    return batch
+
+
+def half_and_half(first: Batch, continuations: Tensor, batch_size: int) -> Batch:
+    """Put as many of the target's continuations beside the pieces of `first`."""
+
+    def batch(step: int) -> Tensor:
+        generator = torch.Generator().manual_seed(step)
+        rows = torch.randint(len(continuations), (batch_size,), generator=generator)
+        return torch.cat([first(step), continuations[rows].long()])
+
+    return batch
+
+
+def next_token_loss(model: LlamaForCausalLM, batch: Batch) -> StepLoss:
+    """Plain language modelling."""
+
+    def loss(step: int) -> Tensor:
+        tokens = batch(step)
+        logits = model(input_ids=tokens[:, :-1], use_cache=False).logits
+        return cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
+
+    return loss
+
+
+def mask_prediction_loss(
+    model: LlamaForCausalLM, batch: Batch, settings: MaskPrediction
+) -> StepLoss:
+    """Parallel mask prediction; one drawing of rows serves the texts of a batch."""
+
+    def loss(step: int) -> Tensor:
+        tokens = batch(step)
+        rows = draw_rows(tokens.shape[1], settings, torch.Generator().manual_seed(step))
+        logits = model(
+            input_ids=rows.fill(tokens, MASK),
+            position_ids=rows.positions[None],
+            attention_mask=rows.visible()[None, None],
+            use_cache=False,
+        ).logits
+        labels = rows.labels(tokens)
+        return cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
+
+    return loss
+
+
+@torch.inference_mode()
+def continue_pieces(model: LlamaForCausalLM, pieces: Tensor, temperature: float) -> Tensor:
+    """Let the target write on: [B, PROMPT] to [B, PROMPT + CONTINUATION]."""
+    written = model.generate(
+        pieces,
+        attention_mask=torch.ones_like(pieces),
+        min_new_tokens=CONTINUATION,
+        max_new_tokens=CONTINUATION,
+        do_sample=temperature > 0,
+        **({"temperature": temperature, "top_k": 0} if temperature > 0 else {}),
+        pad_token_id=END,
+    )
+    return written.to(torch.uint16)
+
+
+class DemoPair:
+    """The stages, over one working folder."""
+
+    def __init__(self, work: Path, scale: float) -> None:
+        self.work = work
+        self.scale = scale  # of every number of steps, for a trial
+        self.text = learning_text()
+        work.mkdir(parents=True, exist_ok=True)
+
+    def steps(self, count: int) -> int:
+        return max(2, round(count * self.scale))
+
+    def target(self) -> None:
+        """Train the target."""
+        model = new_model(TARGET, 1)
+        batch = pieces_of(self.text, 8, 513)
+        self._train("target", model, next_token_loss(model, batch), Schedule(self.steps(750)))
+
+    def continuations(self) -> None:
+        """Let the target write on from pieces of the text: two greedy files, then a sampled one."""
+        model = LlamaForCausalLM.from_pretrained(self.work / "target", dtype=torch.float32).eval()
+        folder = self.work / "continuations"
+        folder.mkdir(exist_ok=True)
+        for number in range(self.steps(16)):
+            file = folder / f"{number:03}.pt"
+            if file.exists():
+                continue
+            pieces = pieces_of(self.text, CONTINUATIONS_PER_FILE, PROMPT)(1_000_000 + number)
+            began = time.monotonic()
+            torch.manual_seed(number)
+            written = continue_pieces(model, pieces, 0.7 if number % 3 == 2 else 0.0)
+            torch.save(written, file.with_suffix(".partial"))
+            file.with_suffix(".partial").rename(file)
+            print(f"{file.name}  {time.monotonic() - began:.0f} s", flush=True)
+
+    def classic(self) -> None:
+        """Train a draft as a plain language model: an autoregressive draft."""
+        model = new_model(DRAFT, 2)
+        loss = next_token_loss(model, self._mixed())
+        self._train("classic", model, loss, Schedule(self.steps(700)))
+
+    def parallel(self) -> None:
+        """Turn the draft into a parallel one."""
+        model = LlamaForCausalLM.from_pretrained(self.work / "classic", dtype=torch.float32)
+        model.config.pard_token = MASK
+        model.config.spd_type = "pard"
+        loss = mask_prediction_loss(model, self._mixed(), MaskPrediction())
+        self._train("parallel", model, loss, Schedule(self.steps(1200), decay=0.5))
+
+    def _mixed(self) -> Batch:
+        files = sorted((self.work / "continuations").glob("*.pt"))
+        continuations = torch.cat([torch.load(file) for file in files])
+        length = continuations.shape[1]
+        return half_and_half(pieces_of(self.text, 3, length), continuations, 9)
+
+    def _train(self, name: str, model: LlamaForCausalLM, loss: StepLoss, schedule: Schedule) -> None:
+        if (self.work / name / "config.json").exists():
+            return
+        print(f"{name}: {sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters")
+        Trainer(model, schedule, self.work / f"{name}.pt").run(loss)
+        make_tokenizer().save_pretrained(self.work / name)
+        model.save_pretrained(self.work / name)
+
+
+STAGES = ("target", "continuations", "classic", "parallel")
+
+
+def main() -> None:
+    """Run the stages that are asked for."""
+    parser = argparse.ArgumentParser(description="Train the pair of the demo.")
+    parser.add_argument("work", type=Path, help="folder for checkpoints and results")
+    parser.add_argument("--stage", choices=STAGES, action="append", help="only this one")
+    parser.add_argument("--scale", type=float, default=1.0, help="of the steps, for a trial")
+    parser.add_argument("--threads", type=int, default=0, help="of PyTorch")
+    arguments = parser.parse_args()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    pair = DemoPair(arguments.work, arguments.scale)
+    for stage in arguments.stage or STAGES:
+        getattr(pair, stage)()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+#include "token_bytes.h"
+
+#include <fstream>
+#include <iterator>
+#include <system_error>
+#include <utility>
+
+#include "pard/error.h"
+
+namespace pard {
+
+namespace {
+
+[[noreturn]] void refuse_table(const std::string& file, const std::string& expected,
+                               const std::string& actual) {
+  throw FolderError({"'" + file + "' cannot be read as a table of tokens", expected, actual,
+                     "Copy or export the folder again."});
+}
+
+}  // namespace
+
+TokenBytes::TokenBytes(std::string data, std::int64_t num_tokens, const std::string& file)
+    : data_(std::move(data)), count_(static_cast<std::size_t>(num_tokens)) {
+  const std::size_t num_words = data_.size() / sizeof(std::uint32_t);
+  if (num_words < 1 || word(0) != count_) {
+    refuse_table(file, std::to_string(count_) + " tokens, as the folder's contract says",
+                 num_words < 1 ? "nothing" : std::to_string(word(0)));
+  }
+  if (num_words < count_ + 2) {
+    refuse_table(file, std::to_string(count_ + 1) + " offsets", "a file cut short");
+  }
+  for (std::size_t i = 0; i <= count_; ++i) {
+    const std::uint32_t before = i == 0 ? 0 : offset(i - 1);
+    if (i == 0 ? offset(i) != 0 : offset(i) < before) {
+      refuse_table(file, "offsets that grow from 0",
+                   std::to_string(offset(i)) + " after " + std::to_string(before));
+    }
+  }
+  if (data_.size() != text_begin() + offset(count_)) {
+    refuse_table(file, std::to_string(text_begin() + offset(count_)) + " bytes",
+                 std::to_string(data_.size()));
+  }
+}
+
+std::string_view TokenBytes::operator[](Token token) const {
+  if (token < 0 || static_cast<std::size_t>(token) >= count_) return {};
+  const auto index = static_cast<std::size_t>(token);
+  const std::size_t begin = offset(index);
+  return std::string_view(data_).substr(text_begin() + begin, offset(index + 1) - begin);
+}
+
+std::uint32_t TokenBytes::word(std::size_t index) const {
+  std::uint32_t value = 0;
+  for (std::size_t i = sizeof(value); i-- > 0;) {
+    value = value << 8 | static_cast<unsigned char>(data_[sizeof(value) * index + i]);
+  }
+  return value;
+}
+
+std::optional<TokenBytes> read_token_bytes(const std::filesystem::path& folder,
+                                           const FolderContract& contract) {
+  constexpr std::uintmax_t max_table_size = std::uintmax_t{1} << 30;
+  const std::filesystem::path file = folder / "token_bytes.bin";
+  std::error_code error;
+  if (!std::filesystem::exists(file, error)) return std::nullopt;
+  const std::uintmax_t size = std::filesystem::file_size(file, error);
+  std::ifstream stream(file, std::ios::binary);
+  if (error || !stream || size > max_table_size) {
+    refuse_table(file.string(), "a file of at most 1 GiB",
+                 error ? error.message() : "one that is larger or locked");
+  }
+  std::string data(static_cast<std::size_t>(size), '\0');
+  stream.read(data.data(), static_cast<std::streamsize>(size));
+  return TokenBytes(std::move(data), contract.num_tokens.value_or(contract.vocab_size),
+                    file.string());
+}
+
+}  // namespace pard
