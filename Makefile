@@ -13,14 +13,14 @@ SOURCES := $(shell git ls-files '*.h' '*.cpp')
 .PHONY: help demo test test-cpp test-python fuzz lint format bench setup clean
 
 help:
-	@echo "make demo     watch a toy pair decode the same text plainly and with a parallel draft"
+	@echo "make demo     watch a small model write Python, plainly and with a parallel draft"
 	@echo "make test     everything: lint, C++ tests under sanitizers, fuzzers, Python tests"
 	@echo "make bench    the cost of the decoding loop and of choosing tokens"
 	@echo "make fuzz     the fuzzers alone, FUZZ_SECONDS=$(FUZZ_SECONDS) each"
 	@echo "make format   formats all sources"
 
 demo: $(VENV)/installed
-	$(BIN)/python examples/ngram_pair.py
+	$(BIN)/pard-rt generate --compare --threads 1
 
 test: lint test-cpp fuzz test-python
 

@@ -20,6 +20,7 @@ struct Event {
   Token token;
   std::int64_t position;
   bool from_draft;
+  bool is_last;
   std::optional<LogitsRow> row;
 
   double log_probability(std::optional<Token> other) const {
@@ -43,7 +44,8 @@ TokenObserver observer_of(py::function function) {
   return [function = share(std::move(function))](const TokenEvent& event) {
     const py::gil_scoped_acquire gil;
     const auto seen = std::make_shared<Event>(
-        Event{event.token, event.sequence.length() - 1, event.from_draft, event.row});
+        Event{event.token, event.sequence.length() - 1, event.from_draft, event.sequence.finished(),
+              event.row});
     py::object go_on;
     try {
       go_on = (*function)(seen);
@@ -121,6 +123,7 @@ void register_decoder(py::module_& module) {
       .def_readonly("token", &Event::token)
       .def_readonly("position", &Event::position)
       .def_readonly("from_draft", &Event::from_draft)
+      .def_readonly("is_last", &Event::is_last)
       .def("log_probability", &Event::log_probability, py::arg("token") = py::none());
 
   py::class_<Decoder>(module, "Decoder")

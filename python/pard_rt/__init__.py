@@ -38,6 +38,7 @@ from pard_rt.errors import (
     ModelError,
     RuntimeMissingError,
 )
+from pard_rt.generator import Generator, Options, Output, Piece, Stats, Stream
 
 if TYPE_CHECKING:
     from pard_rt.exporter import export
@@ -61,6 +62,7 @@ __all__ = [
     "FolderContract",
     "FolderError",
     "ForwardItem",
+    "Generator",
     "IncompatibleModelsError",
     "InvalidArgumentError",
     "LogitsError",
@@ -68,13 +70,18 @@ __all__ = [
     "ModelError",
     "ModelInfo",
     "OnnxModel",
+    "Options",
+    "Output",
     "ParallelDrafter",
+    "Piece",
     "ProbeReport",
     "RoundCounts",
     "RoundTimes",
     "RuntimeMissingError",
     "SamplingParams",
     "Sequence",
+    "Stats",
+    "Stream",
     "TokenEvent",
     "TorchModel",
     "choose",

@@ -305,6 +305,10 @@ class TokenEvent:
     def from_draft(self) -> bool:
         """Whether it was an accepted proposal, not a correction or bonus token."""
 
+    @property
+    def is_last(self) -> bool:
+        """Whether its sequence ended with it, observers that stop it left aside."""
+
     def log_probability(self, token: int | None = None) -> float:
         """Return the log-probability of `token` (by default the committed one), in nats.
 

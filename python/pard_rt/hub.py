@@ -1,4 +1,4 @@
-"""From what a user names to a folder on this machine: a directory, or an id on the Hugging Face hub."""
+"""From what a user names to a folder here: a directory, an id on the Hugging Face hub, the demo."""
 
 from __future__ import annotations
 
@@ -15,14 +15,23 @@ _WEIGHTS = ("*.safetensors", "*.onnx")
 _OLD_WEIGHTS = ["pytorch_model*.bin"]  # fetched only where there are no others
 
 
+# The pair that comes with the package (docs/demo-pair.md).
+_DEMO = {
+    "demo": "target",  # a small model of Python source code
+    "demo/parallel": "parallel",  # its parallel draft
+    "demo/classic": "classic",  # its autoregressive draft, of the same size
+}
+
+
 def locate(source: str | os.PathLike[str]) -> Path:
     """Return the folder of a model, downloaded if `source` is a hub id.
 
     Parameters
     ----------
     source
-        A directory, or an id such as ``Qwen/Qwen2.5-0.5B``. The hub's own environment variables
-        (HF_HOME, HF_TOKEN, HF_ENDPOINT, HF_HUB_OFFLINE) are heeded.
+        A directory; or an id such as ``Qwen/Qwen2.5-0.5B``, for which the hub's own environment
+        variables (HF_HOME, HF_TOKEN, HF_ENDPOINT, HF_HUB_OFFLINE) are heeded; or ``demo``,
+        ``demo/parallel`` or ``demo/classic``, the models of the demo. ``./demo`` is a directory.
 
     Raises
     ------
@@ -30,8 +39,10 @@ def locate(source: str | os.PathLike[str]) -> Path:
         There is no such directory, and the hub has no such model or cannot be reached.
     """
     name = os.fspath(source)
+    if source in _DEMO:
+        return Path(__file__).parent / "demo" / _DEMO[name]
     path = Path(name).expanduser()
-    if path.is_dir():
+    if name and path.is_dir():
         return path
     if not isinstance(source, str) or not _may_be_id(name):
         raise FolderError(
@@ -58,6 +69,9 @@ def locate(source: str | os.PathLike[str]) -> Path:
 
 
 def _may_be_id(name: str) -> bool:
-    return bool(name) and not name.startswith(("/", ".", "~")) and name.count("/") <= 1 and not (
-        os.path.exists(name)
+    return (
+        bool(name)
+        and not name.startswith(("/", ".", "~"))
+        and name.count("/") <= 1
+        and not (os.path.exists(name))
     )

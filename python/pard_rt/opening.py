@@ -1,16 +1,20 @@
-"""From a path on the command line to an open model, whichever kind of folder it names."""
+"""From what a user names to an open model, whichever kind of folder it is."""
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from pard_rt._core import Model, ModelInfo, OnnxModel, ProbeReport, probe_model
 from pard_rt.errors import FolderError, InvalidArgumentError, RuntimeMissingError
+from pard_rt.hub import locate
+from pard_rt.text import TokenText
 
 Kind = Literal["onnx", "hugging face"]
 
@@ -26,6 +30,7 @@ class OpenedModel:
     mask_token_id: int | None
     eos_token_ids: tuple[int, ...]
     probe: Callable[[], ProbeReport]  # raises ModelError where rows disagree or do not rewind
+    text: Callable[[], TokenText]  # raises FolderError where there is no tokenizer
 
 
 def kind_of(path: Path) -> Kind:
@@ -56,38 +61,84 @@ def kind_of(path: Path) -> Kind:
     )
 
 
-def open_model(path: Path, *, provider: str, threads: int, is_target: bool) -> OpenedModel:
+def open_model(
+    source: str | os.PathLike[str],
+    *,
+    provider: str = "cpu",
+    threads: int = 0,
+    is_target: bool = True,
+    max_length: int | None = None,
+    mask_token_id: int | None = None,
+) -> OpenedModel:
     """Open a model without trying it.
+
+    Parameters
+    ----------
+    source
+        An ONNX folder or a Hugging Face directory: see `locate`.
+    provider
+        Of ONNX Runtime, for an ONNX folder.
+    threads
+        Of one forward; 0: one for every physical core.
+    is_target
+        Whether a rejected proposal must not change other rows.
+    max_length
+        Positions a sequence may have; the model's own limit by default and at most.
+    mask_token_id
+        Of a parallel draft, over what the model says.
 
     Raises
     ------
     Error
         It cannot be opened, or not with that provider.
     """
+    path = locate(source)
     if kind_of(path) == "onnx":
-        return _open_onnx(path, provider, threads, is_target)
-    return _open_hugging_face(path, provider, threads)
+        return _open_onnx(path, provider, threads, is_target, max_length, mask_token_id)
+    return _open_hugging_face(path, provider, threads, max_length, mask_token_id)
 
 
-def _open_onnx(path: Path, provider: str, threads: int, is_target: bool) -> OpenedModel:
-    model = OnnxModel(path, provider=provider, threads=threads, is_target=is_target, probe=False)
+def _open_onnx(
+    path: Path,
+    provider: str,
+    threads: int,
+    is_target: bool,
+    max_length: int | None,
+    mask_token_id: int | None,
+) -> OpenedModel:
+    model = OnnxModel(
+        path,
+        provider=provider,
+        threads=threads,
+        is_target=is_target,
+        max_length=max_length,
+        probe=False,
+    )
     contract = model.contract
+    mask = contract.mask_token_id if mask_token_id is None else mask_token_id
     facts = ["ONNX folder", contract.form, contract.weights or "weights not said", provider]
-    if contract.mask_token_id is not None:
-        facts.append(f"mask token {contract.mask_token_id}")
-
+    if mask is not None:
+        facts.append(f"mask token {mask}")
+    num_tokens = contract.num_tokens or contract.vocab_size
     return OpenedModel(
         path,
         ", ".join(facts),
         model,
         model.info(),
-        contract.mask_token_id,
+        mask,
         tuple(contract.eos_token_ids),
         model.probe,
+        partial(TokenText.of_folder, path, num_tokens),
     )
 
 
-def _open_hugging_face(path: Path, provider: str, threads: int) -> OpenedModel:
+def _open_hugging_face(
+    path: Path,
+    provider: str,
+    threads: int,
+    max_length: int | None,
+    mask_token_id: int | None,
+) -> OpenedModel:
     if provider != "cpu" or threads < 0:
         raise InvalidArgumentError(
             f"'{path}' is a Hugging Face directory, which PyTorch runs on the CPU here",
@@ -104,7 +155,7 @@ def _open_hugging_face(path: Path, provider: str, threads: int) -> OpenedModel:
     hush_transformers()
     if threads:
         torch.set_num_threads(threads)
-    loaded = load(path)
+    loaded = load(path, mask_token_id=mask_token_id, max_length=max_length)
     facts, dtype = loaded.facts, loaded.module.dtype
     model = TorchModel(loaded)
     described = ["Hugging Face directory", str(dtype).removeprefix("torch.")]
@@ -118,30 +169,8 @@ def _open_hugging_face(path: Path, provider: str, threads: int) -> OpenedModel:
         facts.mask_token_id,
         facts.eos_token_ids,
         lambda: probe_model(model, tolerance=TOLERANCE.get(dtype, 0.1)),
+        partial(TokenText.of_tokenizer, loaded.tokenizer, facts.num_tokens),
     )
-
-
-def encode(path: Path, text: str) -> list[int]:
-    """Encode a prompt with the tokenizer.json of a folder.
-
-    Raises
-    ------
-    FolderError
-        The folder has none, or a damaged one.
-    """
-    from tokenizers import Tokenizer
-
-    file = path / "tokenizer.json"
-    try:
-        tokenizer = Tokenizer.from_file(str(file))
-    except Exception as error:  # tokenizers raises bare Exception
-        raise FolderError(
-            f"'{path}' cannot encode a prompt",
-            "a tokenizer.json",
-            "a damaged one" if file.is_file() else "none",
-            "Copy it there from the original model, or pass --prompt-ids.",
-        ) from error
-    return [int(token) for token in tokenizer.encode(text).ids]
 
 
 @contextmanager

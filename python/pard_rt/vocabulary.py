@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer
 
 from pard_rt.errors import ModelError
 
 
 def special_token_ids(tokenizer: Any) -> set[int]:
-    """Ids of the tokens that stand for no text."""
+    """Ids of a transformers tokenizer's tokens that stand for no text."""
     added: dict[int, Any] = tokenizer.added_tokens_decoder
     return {*tokenizer.all_special_ids, *(i for i, token in added.items() if token.special)}
 
@@ -37,15 +40,30 @@ def count_tokens(vocabulary: Mapping[str, int], mask_token_id: int | None = None
 def token_bytes(tokenizer: Any, count: int) -> list[bytes]:
     """Return the bytes of token ids 0..count-1, empty for special and unused ids.
 
+    Parameters
+    ----------
+    tokenizer
+        One of transformers, or a `tokenizers.Tokenizer`.
+    count
+        How many ids.
+
     Raises
     ------
     ModelError
         The tokenizer's decoder is neither byte-level nor of the SentencePiece kind.
     """
-    backend = getattr(tokenizer, "backend_tokenizer", None)
+    backend: Tokenizer | None
+    added: dict[int, Any]
+    if isinstance(tokenizer, Tokenizer):
+        backend, added = tokenizer, tokenizer.get_added_tokens_decoder()
+        special = {i for i, token in added.items() if token.special}
+    else:
+        backend, added = (
+            getattr(tokenizer, "backend_tokenizer", None),
+            tokenizer.added_tokens_decoder,
+        )
+        special = special_token_ids(tokenizer)
     decoders = set() if backend is None else _decoder_types(json.loads(backend.to_str())["decoder"])
-    special = special_token_ids(tokenizer)
-    added = tokenizer.added_tokens_decoder
     if "ByteLevel" in decoders:
         to_byte = byte_level_alphabet()
     elif decoders & {"ByteFallback", "Metaspace", "Replace"}:
@@ -68,6 +86,28 @@ def token_bytes(tokenizer: Any, count: int) -> list[bytes]:
         else:
             table[i] = _piece_bytes(token)
     return table
+
+
+def encode_token_bytes(table: Sequence[bytes]) -> bytes:
+    """Lay a table out as token_bytes.bin (docs/onnx-folder.md): count, offsets, bytes."""
+    offsets = np.cumsum([0, *map(len, table)], dtype="<u4")
+    return np.array([len(table)], "<u4").tobytes() + offsets.tobytes() + b"".join(table)
+
+
+def decode_token_bytes(data: bytes) -> list[bytes]:
+    """Read the table out of the contents of token_bytes.bin.
+
+    Raises
+    ------
+    ValueError
+        They are damaged.
+    """
+    count = int(np.frombuffer(data, "<u4", 1)[0])
+    offsets = np.frombuffer(data, "<u4", count + 1, 4)
+    body = data[4 * (count + 2) :]
+    if offsets[0] != 0 or np.any(offsets[1:] < offsets[:-1]) or offsets[-1] != len(body):
+        raise ValueError("offsets that do not fit")
+    return [body[offsets[i] : offsets[i + 1]] for i in range(count)]
 
 
 def _decoder_types(decoder: Any) -> set[str]:

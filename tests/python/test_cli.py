@@ -19,13 +19,14 @@ import pytest
 import torch
 from transformers import T5Config
 
-from pard_rt import FolderError, ForwardItem, Model, ModelError, ModelInfo, ProbeReport
+from pard_rt import FolderError, ForwardItem, Generator, Model, ModelError, ModelInfo, ProbeReport
 from pard_rt.cli import check as check_module
 from pard_rt.cli import info as info_module
 from pard_rt.cli import main, output
-from pard_rt.opening import OpenedModel
 from pard_rt.cli.output import format_bytes, progress
 from pard_rt.cli.providers import Trial, try_provider
+from pard_rt.opening import OpenedModel
+from pard_rt.text import TokenText
 from tiny_models import EOS, MASK_TOKEN_ID, NUM_TOKENS, make_model
 
 FEW = ["--max-new-tokens", "12", "--threads", "1"]
@@ -101,6 +102,50 @@ def test_export_says_what_was_checked(pair: Pair) -> None:
         MASK_TOKEN_ID,
         100,
     )
+
+
+def test_generate(pair: Pair, capsys: pytest.CaptureFixture[str]) -> None:
+    models = ["--target", str(pair.target), "--draft", str(pair.draft), *FEW]
+    assert main(["generate", "the rain", "an", *models, "--num-speculative-tokens", "4"]) == 0
+    captured = capsys.readouterr()
+    texts = Generator(pair.target, threads=1).generate(["the rain", "an"], max_new_tokens=12)
+    assert captured.out == f"the rain{texts[0].text}\nan{texts[1].text}\n"
+    line = r"-- 12 tokens, \d+ per second, \d\.\d\d tokens per round \(K = 4\)\n"
+    assert re.fullmatch(line * 2, captured.err)
+    assert main(["generate", "an", *models, "--method", "plain"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == f"an{texts[1].text}\n"
+    assert re.fullmatch(r"-- 12 tokens, \d+ per second\n", captured.err)
+
+
+def test_generate_compares(pair: Pair, capsys: pytest.CaptureFixture[str]) -> None:
+    models = ["--target", str(pair.target), "--draft", str(pair.draft), *FEW]
+    sampled = ["--temperature", "0.8", "--compare"]
+    assert main(["generate", "the rain", "an", *models, *sampled]) == 0
+    table = capsys.readouterr().out
+    assert re.search(r"plain +\d+ +1\.00x +1\.00\n", table)
+    for way in ("classic drafting", "PARD"):
+        for k in (2, 4, 6, 8):
+            assert re.search(rf"{way}, K = {k} +\d+ +\d+\.\d\dx +\d\.\d\d\n", table)
+    assert table.endswith("identical output: yes\n")
+
+
+def test_generate_reads_stdin(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("the\nrain"))
+    assert main(["generate", "-", "--target", str(pair.target), *FEW]) == 0
+    assert capsys.readouterr().out.startswith("the\nrain")
+
+
+def test_generate_says_no(pair: Pair, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["generate", "the", "--target", pair.target]
+    fails(capsys, [*command, "--method", "pard"], 'method "pard" needs a draft')
+    fails(capsys, [*command, "--compare", *FEW], 'method "draft" needs a draft')
+    fails(capsys, [*command, "--top-p", "0"], "top_p")
+    fails(capsys, [*command, "--device", "tpu"], "cuda", "'tpu'")
+    fails(capsys, [*command, "--draft", pair.hf_draft, "--device", "rocm"], "onnxruntime-rocm")
+    fails(capsys, ["generate", "", "--target", pair.target], "prompt")
 
 
 def test_export_does_not_overwrite(pair: Pair, capsys: pytest.CaptureFixture[str]) -> None:
@@ -299,9 +344,9 @@ def test_folders_that_are_none(
 
 def test_providers_and_numbers_out_of_range(pair: Pair, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["check", pair.target]
-    fails(capsys, [*command, "--provider", "tpu"], "cpu, cuda, migraphx or rocm", "'tpu'")
-    fails(capsys, [*command, "--provider", "rocm"], "pip install onnxruntime-rocm")
-    fails(capsys, ["check", pair.hf_target, "--provider", "cuda"], "provider cpu", "pard-rt export")
+    fails(capsys, [*command, "--device", "tpu"], "cpu, cuda, migraphx or rocm", "'tpu'")
+    fails(capsys, [*command, "--device", "rocm"], "pip install onnxruntime-rocm")
+    fails(capsys, ["check", pair.hf_target, "--device", "cuda"], "provider cpu", "pard-rt export")
     fails(capsys, [*command, "--threads", "-1"], "-1")
     fails(capsys, [*command, "--num-speculative-tokens", "0"], "1 to 64")
     fails(capsys, [*command, "--num-speculative-tokens", "65"], "65")
@@ -310,9 +355,13 @@ def test_providers_and_numbers_out_of_range(pair: Pair, capsys: pytest.CaptureFi
 
 def test_a_folder_without_tokenizer(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (copy / "tokenizer.json").unlink()
-    fails(capsys, ["check", copy, "--prompt", "the"], "a tokenizer.json", "none", "--prompt-ids")
+    fails(capsys, ["check", copy, "--prompt", "the"], "a tokenizer.json", "none", "pass token ids")
     (copy / "tokenizer.json").write_text("{}")
     fails(capsys, ["check", copy, "--prompt", "the"], "a damaged one")
+
+
+def no_text() -> TokenText:
+    raise AssertionError("nothing to encode")
 
 
 class Moody(Model):
@@ -338,7 +387,7 @@ def test_checks_that_fail(
 ) -> None:
     model = Moody()
     report = SimpleNamespace(single_rows=0.0, rewinding=0.0, rejected_rows=0.0, same_tokens=False)
-    opened = OpenedModel(Path("moody"), "", model, model.info(), None, (), lambda: report)
+    opened = OpenedModel(Path("moody"), "", model, model.info(), None, (), lambda: report, no_text)
     monkeypatch.setattr(check_module, "open_model", lambda *_, **__: opened)
     assert main(["check", "moody"]) == 1
     text = capsys.readouterr().out
@@ -361,7 +410,7 @@ def test_a_model_that_throws_fails_its_checks(
     def probe() -> ProbeReport:
         raise ModelError("it cannot be rewound", "0", "1", "export it again")
 
-    opened = OpenedModel(Path("broken"), "", model, model.info(), None, (), probe)
+    opened = OpenedModel(Path("broken"), "", model, model.info(), None, (), probe, no_text)
     monkeypatch.setattr(check_module, "open_model", lambda *_, **__: opened)
     assert main(["check", "broken"]) == 1
     text = capsys.readouterr().out

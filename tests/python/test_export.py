@@ -14,9 +14,8 @@ import pytest
 from pard_rt.errors import Error, InvalidArgumentError, ModelError
 from pard_rt.exporter import export
 from pard_rt.exporter.check import GraphRunner
-from pard_rt.exporter.folder import decode_token_bytes
 from pard_rt.models.probe import CacheLayout
-from pard_rt.vocabulary import token_bytes
+from pard_rt.vocabulary import decode_token_bytes, token_bytes
 from tiny_models import EOS, MASK_TOKEN_ID, NUM_TOKENS, VOCAB_SIZE, make_model, make_tokenizer
 
 
@@ -133,6 +132,30 @@ def test_half_precision_and_everything_that_travels_along(tmp_path: Path) -> Non
     assert len({file.stat().st_mode for file in out.iterdir()}) == 1
 
 
+def test_fp16_files_are_half_as_large_and_compute_in_float32(tmp_path: Path) -> None:
+    model = make_model(tmp_path / "model", "llama31")
+    full, half = tmp_path / "full", tmp_path / "half"
+    export(model, full)
+    report = export(model, half, fp16_files=True)
+    assert report.agreement.max_error < 1e-5
+    sizes = [(folder / "model.onnx.data").stat().st_size for folder in (full, half)]
+    assert sizes[1] < 0.6 * sizes[0]
+    written = contract(half)
+    assert (written["weights"], written["kv_dtype"], written["logits_dtype"]) == (
+        "fp32",
+        "float32",
+        "float32",
+    )
+    rows = [
+        GraphRunner(folder / "model.onnx", CacheLayout(2, 2, 16, (None,) * 2), "gqa", 8).run(
+            [5, 6, 7], 0, 3
+        )
+        for folder in (full, half)
+    ]
+    difference = np.abs(rows[0] - rows[1]).max() / np.abs(rows[0]).max()
+    assert 0 < difference < 1e-2
+
+
 def test_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_model(tmp_path / "model")
 
@@ -158,6 +181,8 @@ def test_arguments_are_checked_before_anything_is_loaded(tmp_path: Path) -> None
         export("no/model", tmp_path / "out", weights="int3")  # type: ignore[arg-type]
     with pytest.raises(InvalidArgumentError, match="standard operators only"):
         export("no/model", tmp_path / "out", form="portable", weights="int4")
+    with pytest.raises(InvalidArgumentError, match="float32 weights"):
+        export("no/model", tmp_path / "out", weights="int8", fp16_files=True)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "precious").touch()
     with pytest.raises(InvalidArgumentError, match="already there"):

@@ -1,4 +1,4 @@
-"""The command line: `pard-rt export`, `pard-rt info`, `pard-rt check` (docs/cli.md).
+"""The command line: `pard-rt generate`, `export`, `info`, `check` (docs/cli.md).
 
 Commands are imported when they run: only those that touch a Hugging Face directory need PyTorch.
 """
@@ -57,6 +57,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    if arguments.command == "generate":
+        from pard_rt.cli.generate import run_generate
+
+        return run_generate(arguments)
     if arguments.command == "export":
         from pard_rt.cli.export import run_export
 
@@ -78,10 +82,82 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"pard-rt {version('pard-rt')}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_generate(commands.add_parser("generate", help="write on from a prompt"))
     _add_export(commands.add_parser("export", help="write a model as an ONNX folder"))
     _add_info(commands.add_parser("info", help="say what is installed, and what folders are"))
     _add_check(commands.add_parser("check", help="try a model or a pair, and say what it costs"))
     return parser
+
+
+def _add_generate(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Write on from prompts with a target and its draft, by default the small model of Python "
+        "source code that comes with the package. On a terminal, what the draft gave is green."
+    )
+    parser.epilog = _EXIT_STATUS
+    parser.add_argument(
+        "prompts", nargs="*", metavar="PROMPT", help="text; '-' reads it from stdin"
+    )
+    parser.add_argument(
+        "--target", default="demo", metavar="T", help="ONNX folder, HF directory or hub id"
+    )
+    parser.add_argument("--draft", metavar="D", help="the same; the demo has one of its own")
+    parser.add_argument(
+        "--method",
+        choices=("auto", "pard", "draft", "plain"),
+        default="auto",
+        help="how to draft (default: auto, what the draft was made for)",
+    )
+    parser.add_argument(
+        "--compare",
+        action="store_true",
+        help="then decode the prompts plainly, with classic drafting and PARD: what each takes",
+    )
+    _add_decoding(parser, max_new_tokens=128)
+    parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0: greedy")
+    parser.add_argument("--top-k", type=int, default=0, metavar="N", help="0: all tokens")
+    parser.add_argument("--top-p", type=float, default=1.0, metavar="P")
+    parser.add_argument("--min-p", type=float, default=0.0, metavar="P")
+    parser.add_argument("--seed", type=int, metavar="N", help="of sampling (default: a fresh one)")
+    parser.add_argument(
+        "--max-length", type=int, metavar="N", help="most positions a sequence may have"
+    )
+    parser.add_argument(
+        "--mask-token-id",
+        type=int,
+        metavar="N",
+        help="a parallel draft's mask token, where its folder does not say it",
+    )
+
+
+def _add_decoding(parser: argparse.ArgumentParser, *, max_new_tokens: int) -> None:
+    parser.add_argument(
+        "--num-speculative-tokens",
+        type=int,
+        default=8,
+        metavar="K",
+        help="proposals per round (default: 8)",
+    )
+    parser.add_argument(
+        "--max-new-tokens",
+        type=int,
+        default=max_new_tokens,
+        metavar="N",
+        help=f"tokens to generate after each prompt (default: {max_new_tokens})",
+    )
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=0,
+        metavar="N",
+        help="threads of a forward (default: 0, one for every physical core)",
+    )
+    parser.add_argument(
+        "--device",
+        default="cpu",
+        metavar="D",
+        help="cpu (default), or ONNX Runtime's provider: cuda, migraphx or rocm",
+    )
 
 
 def _add_export(parser: argparse.ArgumentParser) -> None:
@@ -102,6 +178,11 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
         choices=("fp32", "fp16", "int8", "int4"),
         default="fp32",
         help="of the matrices (default: fp32); int8 and int4 in the gqa form only",
+    )
+    parser.add_argument(
+        "--fp16-files",
+        action="store_true",
+        help="round fp32 weights to float16 and store them so: half the size, opened as float32",
     )
     parser.add_argument(
         "--mask-token-id",
@@ -140,30 +221,4 @@ def _add_check(parser: argparse.ArgumentParser) -> None:
         metavar="IDS",
         help="prompt as token ids, '1,2,3'; may be given several times",
     )
-    parser.add_argument(
-        "--num-speculative-tokens",
-        type=int,
-        default=8,
-        metavar="K",
-        help="proposals per round (default: 8)",
-    )
-    parser.add_argument(
-        "--max-new-tokens",
-        type=int,
-        default=64,
-        metavar="N",
-        help="tokens to generate after each prompt (default: 64)",
-    )
-    parser.add_argument(
-        "--threads",
-        type=int,
-        default=0,
-        metavar="N",
-        help="threads of a forward (default: 0, one for every physical core)",
-    )
-    parser.add_argument(
-        "--provider",
-        default="cpu",
-        metavar="P",
-        help="of ONNX Runtime: cpu (default), cuda, migraphx or rocm",
-    )
+    _add_decoding(parser, max_new_tokens=64)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from statistics import median
 
 import numpy as np
@@ -18,10 +17,10 @@ from pard_rt._core import (
     ParallelDrafter,
     SamplingParams,
 )
-from pard_rt.opening import OpenedModel, encode, open_model
 from pard_rt.cli.output import explain, paint, print_field, print_verdict, progress
 from pard_rt.cli.trial import MadeUpDraft, Outcome, Prompt, RoundSamples, compare
 from pard_rt.errors import Error, IncompatibleModelsError, InvalidArgumentError, ModelError
+from pard_rt.opening import OpenedModel, open_model
 
 _PROMPT_LENGTHS = (1, 7, 24, 60)
 _SAMPLINGS = (
@@ -71,8 +70,8 @@ def run_check(arguments: argparse.Namespace) -> int:
     def opened(path: str, is_target: bool) -> OpenedModel:
         with progress(f"opening {path}"):
             return open_model(
-                Path(path),
-                provider=arguments.provider,
+                path,
+                provider=arguments.device,
                 threads=arguments.threads,
                 is_target=is_target,
             )
@@ -110,7 +109,8 @@ def run_check(arguments: argparse.Namespace) -> int:
 def _prompts(arguments: argparse.Namespace, target: OpenedModel) -> list[Prompt]:
     eos = target.eos_token_ids
     if arguments.prompt is not None:
-        texts = [encode(target.path, text) for text in arguments.prompt]
+        text = target.text()
+        texts = [text.encode(prompt) for prompt in arguments.prompt]
     elif arguments.prompt_ids is not None:
         texts = [_parse_ids(text) for text in arguments.prompt_ids]
     else:  # random ids, and no end: what is compared is tokens, not their sense

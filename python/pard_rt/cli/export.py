@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from pard_rt.opening import folder_size, hush_transformers, requiring
 from pard_rt.cli.output import format_bytes, paint, print_field, progress
+from pard_rt.opening import folder_size, hush_transformers, requiring
 
 
 def run_export(arguments: argparse.Namespace) -> int:
@@ -20,6 +20,7 @@ def run_export(arguments: argparse.Namespace) -> int:
             arguments.out,
             form=arguments.form,
             weights=arguments.weights,
+            fp16_files=arguments.fp16_files,
             mask_token_id=arguments.mask_token_id,
             max_length=arguments.max_length,
         )

@@ -11,10 +11,10 @@ from types import SimpleNamespace
 from typing import Any
 
 from pard_rt._core import onnxruntime_providers, read_folder
-from pard_rt.opening import folder_size, kind_of, read_json
 from pard_rt.cli.output import format_bytes, paint, print_error, print_field, progress
 from pard_rt.cli.providers import PROVIDERS, Trial, try_provider
 from pard_rt.errors import Error, RuntimeMissingError
+from pard_rt.opening import folder_size, kind_of, read_json
 
 _PACKAGES = (("torch", "torch"), ("transformers", "torch"), ("onnx", "export"))
 

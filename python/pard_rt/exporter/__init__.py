@@ -15,6 +15,7 @@ from pard_rt.errors import InvalidArgumentError
 from pard_rt.exporter.check import Agreement, check_graph
 from pard_rt.exporter.folder import GRAPH, new_folder, write_companions
 from pard_rt.exporter.fuse import fuse
+from pard_rt.exporter.halve import round_to_half, store_halved
 from pard_rt.exporter.quantize import BITS, quantize
 from pard_rt.exporter.quiet import quiet
 from pard_rt.exporter.trace import apply_contract_shapes, trace
@@ -45,6 +46,7 @@ def export(
     *,
     form: Form = "gqa",
     weights: Weights = "fp32",
+    fp16_files: bool = False,
     mask_token_id: int | None = None,
     max_length: int | None = None,
 ) -> ExportReport:
@@ -65,6 +67,9 @@ def export(
     weights
         Of the matrices. "int8" and "int4" are block-wise with float32 around them, and of the
         "gqa" form only; "fp16" makes the whole graph, logits and cache float16.
+    fp16_files
+        Round "fp32" weights to float16 and store them so: files of half the size, opened as float32
+        and computed in it.
     mask_token_id
         The parallel draft's mask token, where the configuration does not say it.
     max_length
@@ -87,18 +92,22 @@ def export(
     --------
     >>> export("Qwen/Qwen2.5-0.5B", "qwen-0.5b-onnx", weights="int8")  # doctest: +SKIP
     """
-    _check_arguments(form, weights)
+    _check_arguments(form, weights, fp16_files)
     source, target = os.fspath(model_dir_or_id), Path(out)
     with quiet(), new_folder(target) as folder:
         dtype = torch.float16 if weights == "fp16" else torch.float32
         loaded = load(source, dtype=dtype, mask_token_id=mask_token_id, max_length=max_length)
         longest = loaded.facts.max_length
+        if fp16_files:
+            round_to_half(loaded.module)
         layout = adopt(loaded.module, longest)
         write_companions(folder, source, loaded, layout, form, weights)
 
         model = trace(loaded.module, layout, form, longest)
         fuse(model, untie=weights in BITS)
         apply_contract_shapes(model)
+        if fp16_files:
+            store_halved(model)
         exact = folder / ("exact.onnx" if weights in BITS else GRAPH)
         ir.save(model, exact, external_data=f"{exact.name}.data", alignment=65536)
         del model
@@ -120,7 +129,7 @@ def export(
     return ExportReport(target, form, weights, agreement)
 
 
-def _check_arguments(form: str, weights: str) -> None:
+def _check_arguments(form: str, weights: str, fp16_files: bool) -> None:
     for what, given, known in (
         ("form", form, get_args(Form)),
         ("weights", weights, get_args(Weights)),
@@ -135,4 +144,8 @@ def _check_arguments(form: str, weights: str) -> None:
             "weights fp32 or fp16",
             weights,
             'Use form="gqa", or quantize the folder for its target with that target\'s tools.',
+        )
+    if fp16_files and weights != "fp32":
+        raise InvalidArgumentError(
+            "fp16_files is about float32 weights", "weights fp32", weights, "Choose one of the two."
         )

@@ -6,17 +6,15 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from pard_rt.errors import Error, InvalidArgumentError
 from pard_rt.loading import LoadedModel
 from pard_rt.models.probe import CacheLayout
-from pard_rt.vocabulary import token_bytes
+from pard_rt.vocabulary import encode_token_bytes, token_bytes
 
 FORMAT_VERSION = 1
 GRAPH = "model.onnx"
@@ -111,17 +109,3 @@ def write_companions(
     if "tokenizer.json" not in copied:
         assert loaded.tokenizer is not None
         loaded.tokenizer.save_pretrained(folder)
-
-
-def encode_token_bytes(table: Sequence[bytes]) -> bytes:
-    """Lay a table out as token_bytes.bin: count, offsets, bytes."""
-    offsets = np.cumsum([0, *map(len, table)], dtype="<u4")
-    return np.array([len(table)], "<u4").tobytes() + offsets.tobytes() + b"".join(table)
-
-
-def decode_token_bytes(data: bytes) -> list[bytes]:
-    """Read the table out of the contents of token_bytes.bin."""
-    count = int(np.frombuffer(data, "<u4", 1)[0])
-    offsets = np.frombuffer(data, "<u4", count + 1, 4)
-    body = data[4 * (count + 2) :]
-    return [body[offsets[i] : offsets[i + 1]] for i in range(count)]

@@ -4,24 +4,28 @@ Four stages, each resumed where it was stopped and skipped once its result is th
 
     target         a Llama of 9M parameters on the standard library's source, bytes as tokens
     continuations  what the target itself writes after pieces of that source
-    classic        a Llama of 1.7M on those continuations: an autoregressive draft
+    classic        a Llama of 1.5M on those continuations: an autoregressive draft
     parallel       the same, trained on through mask tokens: a parallel draft
 
-WORK holds checkpoints, losses and, at the end, the models in Hugging Face format.
+WORK holds checkpoints, losses and, at the end, the models in Hugging Face format; `--stage export`
+makes the folders of `pard_rt/demo` of them.
 """
 
 from __future__ import annotations
 
 import argparse
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from pard_rt.exporter import export
 from pard_rt.training.loop import Schedule, StepLoss, Trainer
 from pard_rt.training.mask_prediction import IGNORED, MaskPrediction, draw_rows
 from pard_rt.training.stdlib_text import END, MASK, VOCAB_SIZE, learning_text, make_tokenizer
@@ -31,12 +35,12 @@ PROMPT, CONTINUATION = 192, 320  # tokens of the pieces the target continues, an
 CONTINUATIONS_PER_FILE = 256
 
 TARGET = {"hidden_size": 320, "intermediate_size": 896, "num_hidden_layers": 7, "heads": 5}
-DRAFT = {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 8, "heads": 4}
+DRAFT = {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 7, "heads": 4}
 
 Batch = Callable[[int], Tensor]  # step -> token ids [B, N]
 
 
-def new_model(shape: dict[str, int], seed: int) -> LlamaForCausalLM:
+def new_model(shape: dict[str, Any], seed: int) -> LlamaForCausalLM:
     """Make a Llama over bytes with fresh weights."""
     torch.manual_seed(seed)
     sizes = {key: value for key, value in shape.items() if key != "heads"}
@@ -66,8 +70,8 @@ def pieces_of(text: Tensor, batch_size: int, length: int) -> Batch:
     return batch
 
 
-def half_and_half(first: Batch, continuations: Tensor, batch_size: int) -> Batch:
-    """Put as many of the target's continuations beside the pieces of `first`."""
+def with_continuations(first: Batch, continuations: Tensor, batch_size: int) -> Batch:
+    """Put `batch_size` of the target's continuations beside the pieces of `first`."""
 
     def batch(step: int) -> Tensor:
         generator = torch.Generator().manual_seed(step)
@@ -111,7 +115,7 @@ def mask_prediction_loss(
 @torch.inference_mode()
 def continue_pieces(model: LlamaForCausalLM, pieces: Tensor, temperature: float) -> Tensor:
     """Let the target write on: [B, PROMPT] to [B, PROMPT + CONTINUATION]."""
-    written = model.generate(
+    written: Tensor = model.generate(
         pieces,
         attention_mask=torch.ones_like(pieces),
         min_new_tokens=CONTINUATION,
@@ -133,20 +137,21 @@ class DemoPair:
         work.mkdir(parents=True, exist_ok=True)
 
     def steps(self, count: int) -> int:
+        """Scale a number of steps, or of files."""
         return max(2, round(count * self.scale))
 
     def target(self) -> None:
         """Train the target."""
         model = new_model(TARGET, 1)
-        batch = pieces_of(self.text, 8, 513)
-        self._train("target", model, next_token_loss(model, batch), Schedule(self.steps(750)))
+        batch = pieces_of(self.text, 4, 513)
+        self._train("target", model, next_token_loss(model, batch), Schedule(self.steps(500)))
 
     def continuations(self) -> None:
         """Let the target write on from pieces of the text: two greedy files, then a sampled one."""
-        model = LlamaForCausalLM.from_pretrained(self.work / "target", dtype=torch.float32).eval()
+        model = LlamaForCausalLM.from_pretrained(self.work / "target", dtype=torch.float32)
         folder = self.work / "continuations"
         folder.mkdir(exist_ok=True)
-        for number in range(self.steps(16)):
+        for number in range(self.steps(9)):
             file = folder / f"{number:03}.pt"
             if file.exists():
                 continue
@@ -162,7 +167,7 @@ class DemoPair:
         """Train a draft as a plain language model: an autoregressive draft."""
         model = new_model(DRAFT, 2)
         loss = next_token_loss(model, self._mixed())
-        self._train("classic", model, loss, Schedule(self.steps(700)))
+        self._train("classic", model, loss, Schedule(self.steps(240)))
 
     def parallel(self) -> None:
         """Turn the draft into a parallel one."""
@@ -170,21 +175,30 @@ class DemoPair:
         model.config.pard_token = MASK
         model.config.spd_type = "pard"
         loss = mask_prediction_loss(model, self._mixed(), MaskPrediction())
-        self._train("parallel", model, loss, Schedule(self.steps(1200), decay=0.5))
+        self._train("parallel", model, loss, Schedule(self.steps(450), decay=0.5))
 
     def _mixed(self) -> Batch:
         files = sorted((self.work / "continuations").glob("*.pt"))
         continuations = torch.cat([torch.load(file) for file in files])
         length = continuations.shape[1]
-        return half_and_half(pieces_of(self.text, 3, length), continuations, 9)
+        return with_continuations(pieces_of(self.text, 2, length), continuations, 6)
 
-    def _train(self, name: str, model: LlamaForCausalLM, loss: StepLoss, schedule: Schedule) -> None:
+    def _train(
+        self, name: str, model: LlamaForCausalLM, loss: StepLoss, schedule: Schedule
+    ) -> None:
         if (self.work / name / "config.json").exists():
             return
         print(f"{name}: {sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters")
         Trainer(model, schedule, self.work / f"{name}.pt").run(loss)
         make_tokenizer().save_pretrained(self.work / name)
         model.save_pretrained(self.work / name)
+
+    def export(self) -> None:
+        """Write the models as ONNX folders, in place of those the package has."""
+        demo = Path(__file__).parents[1] / "demo"
+        for name in ("target", "classic", "parallel"):
+            shutil.rmtree(demo / name, ignore_errors=True)
+            export(self.work / name, demo / name, fp16_files=True)
 
 
 STAGES = ("target", "continuations", "classic", "parallel")
@@ -194,7 +208,9 @@ def main() -> None:
     """Run the stages that are asked for."""
     parser = argparse.ArgumentParser(description="Train the pair of the demo.")
     parser.add_argument("work", type=Path, help="folder for checkpoints and results")
-    parser.add_argument("--stage", choices=STAGES, action="append", help="only this one")
+    parser.add_argument(
+        "--stage", choices=(*STAGES, "export"), action="append", help="only this one"
+    )
     parser.add_argument("--scale", type=float, default=1.0, help="of the steps, for a trial")
     parser.add_argument("--threads", type=int, default=0, help="of PyTorch")
     arguments = parser.parse_args()

@@ -69,9 +69,7 @@ class Trainer:
         self._rates = (schedule.matrix_rate, schedule.other_rate)
         self._optimizers: tuple[torch.optim.Optimizer, ...] = (
             Muon(inner, lr=schedule.matrix_rate),
-            torch.optim.AdamW(
-                others, lr=schedule.other_rate, betas=(0.9, 0.95), weight_decay=0.0
-            ),
+            torch.optim.AdamW(others, lr=schedule.other_rate, betas=(0.9, 0.95), weight_decay=0.0),
         )
         if checkpoint.is_file():
             self._load()

@@ -2,8 +2,8 @@
 
 Sub-task d in 1..K predicts the token d ahead. Sub-task 1 is next-token prediction over the real
 text; sub-task d > 1 puts mask tokens in. The query of sub-task d that starts from real token s, its
-*anchor*, stands at position s + d - 1 and names token s + d. It sees the real tokens up to s and the
-mask tokens of its own chain, which are those of the same anchor up to itself:
+*anchor*, stands at position s + d - 1 and names token s + d. It sees the real tokens up to s and
+the mask tokens of its own chain, which are those of the same anchor up to itself:
 
     position        s        s+1      s+2
     real tokens    t(s)
@@ -84,8 +84,9 @@ class Rows:
         return self.anchors + self.depths - 1
 
     def visible(self) -> Tensor:
-        """Which row sees which, bool [M, M] indexed [query, key]: real tokens up to its anchor, and
-        its own chain up to itself.
+        """Which row sees which, bool [M, M] indexed [query, key].
+
+        Real tokens up to its anchor, and its own chain up to itself.
         """
         anchor, depth = self.anchors[:, None], self.depths[:, None]
         real = (self.depths == 1) & (self.anchors <= anchor)

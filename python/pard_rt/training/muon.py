@@ -22,7 +22,7 @@ class Muon(torch.optim.Optimizer):
     matrices
         Parameters with two dimensions each.
     lr
-        Learning rate, of an update whose entries have a root mean square near ``1 / sqrt(columns)``.
+        Learning rate, of an update whose singular values are near 1.
     momentum
         Share of the old direction kept (Nesterov's form).
     weight_decay
@@ -58,7 +58,7 @@ class Muon(torch.optim.Optimizer):
 
 def orthogonalize(matrix: Tensor) -> Tensor:
     """Bring every singular value of a matrix near 1, by Newton-Schulz iteration."""
-    wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+    wide: Tensor = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
     wide = wide / wide.norm().clamp(min=1e-7)
     a, b, c = _QUINTIC
     for _ in range(_ROUNDS):

@@ -38,7 +38,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.BPE(vocab=alphabet, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer, eos_token="<|end|>", mask_token="<|mask|>"
     )
 
@@ -57,6 +57,6 @@ def learning_text() -> Tensor:
 
 
 def held_out_text() -> dict[str, bytes]:
-    """The files never learnt from, by name."""
+    """Return the files never learnt from, by name."""
     root = Path(sysconfig.get_paths()["stdlib"])
     return {name: (root / name).read_bytes() for name in HELD_OUT if (root / name).is_file()}

@@ -1,0 +1,443 @@
+"""What the demo pair gains: plain decoding, classic drafting and PARD, beside other engines.
+
+Every way of decoding writes on from held-out pieces of the standard library's source, in turns and
+on one thread; a prompt's time is the median of its turns, and the ratios are of sums over prompts.
+
+    python benchmarks/demo_pair.py --checkpoints WORK --out docs/benchmarks/demo-pair.json
+
+writes the numbers and, beside them, the page made of them. WORK is what the training left
+(docs/demo-pair.md): the other engines run its models. Without it they are left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import pard_rt
+from pard_rt.cli.output import progress
+from pard_rt.training.stdlib_text import held_out_text
+
+Json = dict[str, Any]
+Decode = Callable[[list[int]], list[int]]
+
+PROMPT_LENGTH = 256
+DRAFTED_K = range(1, 9)
+PEER_K = (2, 4, 6, 8)
+LOOP = 64  # tokens: an output that ends in so many of a short period loops
+LONGEST_PERIOD = 32
+
+
+@dataclass
+class Way:
+    """A way of decoding, and what it took for every prompt."""
+
+    name: str
+    engine: str
+    decode: Decode
+    k: int = 0
+    seconds: list[list[float]] = field(default_factory=list)  # of every prompt, its turns
+    outputs: list[list[int]] = field(default_factory=list)
+    counts: list[pard_rt.RoundCounts] = field(default_factory=list)
+
+
+def held_out_prompts(count: int) -> list[list[int]]:
+    """Bytes that end where a function's name is to follow, one piece of every file."""
+    prompts = []
+    for text in held_out_text().values():
+        found = text.find(b"def ", max(len(text) // 3, PROMPT_LENGTH))
+        if found >= 0:
+            end = found + len(b"def ")
+            prompts.append(list(text[end - PROMPT_LENGTH : end]))
+    return prompts[:count]
+
+
+def loops(tokens: Sequence[int]) -> bool:
+    """Tell whether an output has come to repeat itself."""
+    tail = tokens[-LOOP:]
+    return any(tail[period:] == tail[:-period] for period in range(1, LONGEST_PERIOD + 1))
+
+
+# Ways of decoding ---------------------------------------------------------------------------------
+
+
+def our_ways(tokens: int) -> list[Way]:
+    """Plain decoding, classic drafting and PARD, over one target."""
+    plain = pard_rt.Generator(method="plain", threads=1)
+    ways: list[Way] = []
+
+    def add(name: str, generator: pard_rt.Generator, k: int) -> None:
+        way = Way(name, "pard-rt", lambda prompt: [], k)
+
+        def decode(prompt: list[int]) -> list[int]:
+            generator.num_speculative_tokens = k
+            output = generator.generate(prompt, max_new_tokens=tokens)
+            way.counts.append(output.stats.counts)
+            return output.token_ids
+
+        way.decode = decode
+        ways.append(way)
+
+    add("plain", plain, 0)
+    for method, name in (("draft", "classic"), ("pard", "PARD")):
+        drafting = plain.with_method(method)  # type: ignore[arg-type]
+        for k in DRAFTED_K:
+            add(name, drafting, k)
+    return ways
+
+
+def build(checkpoint: Path, folder: Path) -> None:
+    """Run onnxruntime-genai's model builder."""
+    command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-p", "fp32", "-e", "cpu"]
+    command += ["-i", str(checkpoint), "-o", str(folder), "-c", str(folder.parent / "cache")]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def genai_ways(checkpoints: Path, work: Path, tokens: int) -> list[Way]:
+    """onnxruntime-genai, plainly and with its own speculation by the classic draft."""
+    import onnxruntime_genai as og  # type: ignore[import-untyped]
+
+    for name in ("target", "classic"):
+        if not (work / name).exists():
+            build(checkpoints / name, work / name)
+    config = json.loads((work / "target" / "genai_config.json").read_text())
+    draft = json.loads((work / "classic" / "genai_config.json").read_text())
+    one_thread = {"session_options": {"intra_op_num_threads": 1, "provider_options": []}}
+
+    def make(k: int) -> Decode:
+        folder = work / f"genai-{k}"
+        folder.mkdir(exist_ok=True)
+        for file in (work / "target").glob("*token*"):
+            (folder / file.name).write_bytes(file.read_bytes())
+        model = {**config["model"]}
+        model["decoder"] = {**model["decoder"], **one_thread, "filename": "../target/model.onnx"}
+        changed: Json = {**config, "model": model}
+        if k:
+            drafting = {**draft["model"]["decoder"], **one_thread}
+            model["draft"] = {**drafting, "filename": "../classic/model.onnx"}
+            changed["speculative"] = {"max_draft_tokens": k}
+        (folder / "genai_config.json").write_text(json.dumps(changed))
+        opened = og.Model(str(folder))
+
+        def decode(prompt: list[int]) -> list[int]:
+            params = og.GeneratorParams(opened)
+            params.set_search_options(max_length=len(prompt) + tokens, do_sample=False)
+            generator = og.Generator(opened, params)
+            generator.append_tokens(prompt)
+            while not generator.is_done():
+                generator.generate_next_token()
+            return [int(token) for token in generator.get_sequence(0)][len(prompt) :]
+
+        return decode
+
+    plain = Way("plain", "onnxruntime-genai", make(0))
+    return [plain, *(Way("classic", "onnxruntime-genai", make(k), k) for k in PEER_K)]
+
+
+def transformers_ways(checkpoints: Path, tokens: int) -> list[Way]:
+    """Use transformers' generate, plainly and assisted by the classic draft."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    torch.set_num_threads(1)
+    target, draft = (
+        AutoModelForCausalLM.from_pretrained(checkpoints / name, dtype=torch.float32).eval()
+        for name in ("target", "classic")
+    )
+
+    def make(k: int) -> Decode:
+        def decode(prompt: list[int]) -> list[int]:
+            options: Json = {}
+            if k:
+                draft.generation_config.num_assistant_tokens = k
+                draft.generation_config.num_assistant_tokens_schedule = "constant"
+                draft.generation_config.assistant_confidence_threshold = 0.0
+                options["assistant_model"] = draft
+            ids = torch.tensor([prompt])
+            with torch.inference_mode():
+                out = target.generate(
+                    ids,
+                    attention_mask=torch.ones_like(ids),
+                    max_new_tokens=tokens,
+                    do_sample=False,
+                    **options,
+                )
+            return [int(token) for token in out[0, len(prompt) :]]
+
+        return decode
+
+    plain = Way("plain", "transformers", make(0))
+    return [plain, *(Way("classic", "transformers", make(k), k) for k in PEER_K)]
+
+
+def take_turns(ways: list[Way], prompts: list[list[int]], repeats: int) -> None:
+    """Let every way decode every prompt, in an order that changes."""
+    shuffled = random.Random(0)
+    for way in ways:
+        way.decode(prompts[0])  # warm
+        way.counts.clear()
+    with progress("decoding") as shown:
+        for i, prompt in enumerate(prompts):
+            shown.text = f"decoding, prompt {i + 1} of {len(prompts)}"
+            for way in ways:
+                way.seconds.append([])
+            for turn in range(repeats):
+                for way in shuffled.sample(ways, len(ways)):
+                    start = time.perf_counter()
+                    output = way.decode(prompt)
+                    way.seconds[-1].append(time.perf_counter() - start)
+                    if turn == 0:
+                        way.outputs.append(output)
+
+
+# The floor of a round -----------------------------------------------------------------------------
+
+
+class Recorder(pard_rt.Model):
+    """A model that notes what it is asked."""
+
+    def __init__(self, inner: pard_rt.OnnxModel) -> None:
+        super().__init__()
+        self.inner = inner
+        self.asked: list[tuple[int, list[int], int]] = []
+
+    def info(self) -> pard_rt.ModelInfo:
+        """Return the model's own."""
+        return self.inner.info()
+
+    def forward(self, batch: list[pard_rt.ForwardItem]) -> Any:
+        """Note and pass on."""
+        for item in batch:
+            self.asked.append((item.past_length, item.tokens.tolist(), item.num_rows))
+        return self.inner.forward(batch)
+
+    def release(self, sequence: int) -> None:
+        """Pass on."""
+        self.inner.release(sequence)
+
+    def replay(self, sequence: int) -> float:
+        """Seconds of the same forwards, nothing else in between."""
+        items = [
+            pard_rt.ForwardItem(sequence=sequence, past_length=p, tokens=t, num_rows=r)
+            for p, t, r in self.asked
+        ]
+        start = time.perf_counter()
+        for item in items:
+            self.inner.forward([item])
+        seconds = time.perf_counter() - start
+        self.inner.release(sequence)
+        return seconds
+
+
+def measure_efficiency(prompts: list[list[int]], tokens: int, k: int, repeats: int) -> Json:
+    """Bare forwards of draft and target over the time of the rounds that ran them."""
+    from pard_rt.hub import locate
+
+    def models() -> tuple[Recorder, Recorder]:
+        target = pard_rt.OnnxModel(locate("demo"), threads=1)
+        draft = pard_rt.OnnxModel(locate("demo/parallel"), threads=1, is_target=False)
+        return Recorder(target), Recorder(draft)
+
+    target, draft = models()
+    mask = draft.inner.contract.mask_token_id
+    assert mask is not None
+    shares, bare, walls = [], 0.0, 0.0
+    for i, prompt in enumerate(prompts):
+        for recorder in (target, draft):
+            recorder.asked.clear()
+        recorded = pard_rt.Decoder(
+            target, pard_rt.ParallelDrafter(draft, mask), num_speculative_tokens=k
+        )
+        recorded.add(prompt, max_new_tokens=tokens)
+        recorded.run()
+        pairs = []
+        for turn in range(repeats):
+            decoder = pard_rt.Decoder(
+                target.inner, pard_rt.ParallelDrafter(draft.inner, mask), num_speculative_tokens=k
+            )
+            decoder.add(prompt, max_new_tokens=tokens)
+            start = time.perf_counter()
+            decoder.run()
+            wall = time.perf_counter() - start
+            number = 1_000_000 + i * repeats + turn
+            pairs.append((target.replay(number) + draft.replay(number), wall))
+        shares.append(median(forwards / wall for forwards, wall in pairs))
+        bare += median(forwards for forwards, _ in pairs)
+        walls += median(wall for _, wall in pairs)
+    return {"k": k, "median": median(shares), "of_sums": bare / walls}
+
+
+# Numbers and page ---------------------------------------------------------------------------------
+
+
+def summarize(way: Way, chosen: list[int], plain: Way) -> Json:
+    """Sum over chosen prompts; speed-ups are to pard-rt's plain decoding."""
+    seconds = sum(median(way.seconds[i]) for i in chosen)
+    found: Json = {
+        "engine": way.engine,
+        "way": way.name,
+        "k": way.k,
+        "tokens_per_second": sum(len(way.outputs[i]) for i in chosen) / seconds,
+        "speed_up": sum(median(plain.seconds[i]) for i in chosen) / seconds,
+        "same_text": all(way.outputs[i] == plain.outputs[i] for i in chosen),
+    }
+    if way.counts:
+        repeats = len(way.counts) // len(way.seconds)
+        counts = [way.counts[i * repeats] for i in chosen]
+        rounds = sum(count.rounds for count in counts)
+        found["tokens_per_round"] = sum(count.committed for count in counts) / rounds
+        found["acceptance"] = [
+            sum(count.accepted_at[i] for count in counts if i < len(count.accepted_at))
+            / max(1, sum(count.drafted_at[i] for count in counts if i < len(count.drafted_at)))
+            for i in range(way.k)
+        ]
+    return found
+
+
+def measure(arguments: argparse.Namespace) -> Json:
+    """Run everything once."""
+    prompts = held_out_prompts(arguments.prompts)
+    ways = our_ways(arguments.tokens)
+    if arguments.checkpoints:
+        work = arguments.checkpoints / "peers"
+        work.mkdir(exist_ok=True)
+        ways += genai_ways(arguments.checkpoints, work, arguments.tokens)
+        ways += transformers_ways(arguments.checkpoints, arguments.tokens)
+    take_turns(ways, prompts, arguments.repeats)
+    plain = ways[0]
+    looping = [i for i, output in enumerate(plain.outputs) if loops(output)]
+    others = [i for i in range(len(prompts)) if i not in looping]
+    rows = [summarize(way, others, plain) for way in ways] if others else []
+    pard = max(
+        (row for row in rows if row["way"] == "PARD" and row["k"] >= 3),
+        key=lambda row: row["speed_up"],
+        default=None,
+    )
+    best_k = pard["k"] if pard else 4
+    return {
+        "tokens": arguments.tokens,
+        "prompts": len(prompts),
+        "looping": len(looping),
+        "repeats": arguments.repeats,
+        "rows": rows,
+        "looping_rows": [summarize(way, looping, plain) for way in ways] if looping else [],
+        "efficiency": measure_efficiency(prompts, arguments.tokens, best_k, arguments.repeats),
+        "texts": [
+            {"prompt": bytes(prompts[i][-80:]).decode(errors="replace"),
+             "output": bytes(t for t in plain.outputs[i] if t < 256).decode(errors="replace")}
+            for i in range(min(6, len(prompts)))
+        ],
+        "machine": machine(),
+        "versions": {
+            name: version(name) for name in ("onnxruntime", "onnxruntime-genai", "transformers")
+        },
+    }  # fmt: skip
+
+
+def machine() -> str:
+    """Say what this ran on."""
+    lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+    name = next((line.split(":")[1].strip() for line in lines if "model name" in line), "unknown")
+    flags = next((line for line in lines if line.startswith("flags")), "")
+    vectors = "AVX-512" if "avx512f" in flags else "AVX2" if "avx2" in flags else "no AVX2"
+    return f"{name}, {vectors}"
+
+
+def format_table(rows: list[Json]) -> str:
+    """Write rows as a table."""
+    lines = ["| engine | way | K | tokens/s | to plain | tokens per round | same text |"]
+    lines.append("| --- | --- | --- | --- | --- | --- | --- |")
+    for row in rows:
+        per_round = f"{row['tokens_per_round']:.2f}" if "tokens_per_round" in row else ""
+        lines.append(
+            f"| {row['engine']} | {row['way']} | {row['k'] or ''} | {row['tokens_per_second']:.0f} "
+            f"| {row['speed_up']:.2f} | {per_round} | {'yes' if row['same_text'] else 'no'} |"
+        )
+    return "\n".join(lines)
+
+
+def best(rows: list[Json], engine: str, way: str) -> Json:
+    """Return the fastest row of a kind."""
+    return max(
+        (row for row in rows if (row["engine"], row["way"]) == (engine, way)),
+        key=lambda row: row["speed_up"],
+    )
+
+
+def page(found: Json) -> str:
+    """Write the page."""
+    rows = found["rows"]
+    classic, pard = (best(rows, "pard-rt", way) for way in ("classic", "PARD"))
+    lines = [
+        "# What the demo pair gains",
+        "",
+        f"`python benchmarks/demo_pair.py` on one thread of an {found['machine']}, shared with "
+        "other work; "
+        + ", ".join(f"{name} {number}" for name, number in found["versions"].items())
+        + f". {found['prompts']} held-out prompts of {PROMPT_LENGTH} bytes, {found['tokens']} new "
+        f"tokens each, greedy; medians of {found['repeats']} turns per prompt, ratios of sums over "
+        f"prompts. {found['looping']} of the outputs came to repeat themselves and are apart, "
+        "below.",
+        "",
+        f"* PARD, K = {pard['k']}: **{pard['speed_up']:.2f}** times plain decoding, "
+        f"{pard['speed_up'] / classic['speed_up']:.2f} times classic drafting with the draft of "
+        f"the same size at its best, K = {classic['k']}.",
+        f"* Efficiency, the bare forwards of draft and target over the time of the rounds: "
+        f"{found['efficiency']['median']:.3f} (K = {found['efficiency']['k']}).",
+    ]
+    peers = {row["engine"] for row in rows} - {"pard-rt"}
+    if "onnxruntime-genai" in peers:
+        other = best(rows, "onnxruntime-genai", "plain")
+        lines.append(
+            f"* Plain decoding runs at {1 / other['speed_up']:.2f} times onnxruntime-genai's speed "
+            "on the same weights."
+        )
+    lines += ["", format_table(rows), "", "## Acceptance", ""]
+    lines += [
+        "Share of the rounds in which the first i proposals held, K = 8:",
+        "",
+        "| i | " + " | ".join(map(str, range(1, 9))) + " |",
+        "| --- |" + " --- |" * 8,
+    ]
+    for row in rows:
+        if row["engine"] == "pard-rt" and row["k"] == 8:
+            shares = " | ".join(f"{share:.2f}" for share in row["acceptance"])
+            lines.append(f"| {row['way']} | {shares} |")
+    if found["looping_rows"]:
+        lines += ["", "## Outputs that loop", "", format_table(found["looping_rows"])]
+    lines += ["", "## What the target writes", ""]
+    for text in found["texts"]:
+        lines += ["```python", f"{text['prompt']}⟶{text['output']}", "```", ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def main() -> None:
+    """Measure, or write the page again."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--checkpoints", type=Path, help="what the training left")
+    parser.add_argument("--out", type=Path, default=Path("build/demo-pair.json"))
+    parser.add_argument("--prompts", type=int, default=20)
+    parser.add_argument("--tokens", type=int, default=128)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--page-only", action="store_true", help="from the numbers that are there")
+    arguments = parser.parse_args()
+    if not arguments.page_only:
+        found = measure(arguments)
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        arguments.out.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+    found = json.loads(arguments.out.read_text("utf-8"))
+    arguments.out.with_suffix(".md").write_text(page(found), "utf-8")
+
+
+if __name__ == "__main__":
+    main()

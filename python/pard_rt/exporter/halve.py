@@ -1,0 +1,38 @@
+"""Files of half the size: float32 graphs whose weights lie on disk as float16."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from onnx_ir.convenience import replace_all_uses_with
+
+
+@torch.no_grad()
+def round_to_half(module: Any) -> None:
+    """Round a module's weights to what float16 can say, whatever type they stay in."""
+    for parameter in module.parameters():
+        parameter.copy_(parameter.half())
+
+
+def store_halved(model: ir.Model) -> None:
+    """Store as float16 what loses nothing by it; a Cast makes it float32, once, at load."""
+    graph = model.graph
+    for value in list(graph.initializers.values()):
+        tensor = value.const_value
+        if tensor is None or tensor.dtype != ir.DataType.FLOAT or value.is_graph_output():
+            continue
+        full = tensor.numpy()
+        with np.errstate(over="ignore"):
+            half = full.astype(np.float16)
+        if not np.array_equal(half.astype(np.float32), full):
+            continue
+        name = f"{value.name}.fp16"
+        stored = ir.Value(name=name, const_value=ir.tensor(half, name=name))
+        cast = ir.node("Cast", [stored], attributes={"to": ir.DataType.FLOAT})
+        del graph.initializers[value.name or ""]
+        graph.register_initializer(stored)
+        graph.insert_before(graph[0], cast)
+        replace_all_uses_with(value, cast.outputs[0])

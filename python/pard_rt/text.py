@@ -1,0 +1,99 @@
+"""Between text and token ids, as a model's tokenizer has it; text comes out token by token."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from pard_rt.errors import FolderError
+from pard_rt.vocabulary import decode_token_bytes, token_bytes
+
+
+class TokenText:
+    """Encodes prompts and spells tokens.
+
+    Parameters
+    ----------
+    tokenizer
+        What encodes: a `tokenizers.Tokenizer`.
+    table
+        The bytes of every token id; ids behind it spell nothing.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, table: list[bytes]) -> None:
+        self._tokenizer = tokenizer
+        self._table = table
+
+    @classmethod
+    def of_folder(cls, folder: Path, num_tokens: int) -> TokenText:
+        """Read the tokenizer.json of a folder, and its token_bytes.bin where there is one.
+
+        Raises
+        ------
+        FolderError
+            There is no tokenizer, or one of the two files is damaged.
+        ModelError
+            The bytes of the tokenizer's tokens cannot be told.
+        """
+        file = folder / "tokenizer.json"
+        try:
+            tokenizer = Tokenizer.from_file(str(file))
+        except Exception as error:  # tokenizers raises bare Exception
+            raise FolderError(
+                f"'{folder}' has no tokenizer to encode a prompt with",
+                "a tokenizer.json",
+                "a damaged one" if file.is_file() else "none",
+                "Copy it there from the original model, or pass token ids.",
+            ) from error
+        spelled = folder / "token_bytes.bin"
+        if not spelled.is_file():
+            return cls(tokenizer, token_bytes(tokenizer, num_tokens))
+        try:
+            return cls(tokenizer, decode_token_bytes(spelled.read_bytes()))
+        except (ValueError, IndexError) as error:
+            raise FolderError(
+                f"'{spelled}' cannot be read as a table of tokens",
+                "a count, offsets that grow, and as many bytes",
+                str(error),
+                "Copy or export the folder again.",
+            ) from error
+
+    @classmethod
+    def of_tokenizer(cls, tokenizer: Any, num_tokens: int) -> TokenText:
+        """Take a transformers tokenizer.
+
+        Raises
+        ------
+        ModelError
+            The bytes of its tokens cannot be told, as those of a slow tokenizer.
+        """
+        table = token_bytes(tokenizer, num_tokens)
+        return cls(tokenizer.backend_tokenizer, table)
+
+    def encode(self, text: str) -> list[int]:
+        """Return a text's token ids, with what special tokens the tokenizer puts around it."""
+        return [int(token) for token in self._tokenizer.encode(text).ids]
+
+    def spell(self, token: int) -> bytes:
+        """Return the bytes a token stands for; none for special tokens."""
+        return self._table[token] if 0 <= token < len(self._table) else b""
+
+    def decode(self, tokens: Iterable[int]) -> str:
+        """Return the text of tokens; what is no UTF-8 becomes U+FFFD."""
+        return b"".join(map(self.spell, tokens)).decode("utf-8", errors="replace")
+
+
+class TextStream:
+    """Whole characters from tokens that come one by one and may hold parts of them."""
+
+    def __init__(self, text: TokenText) -> None:
+        self._text = text
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def feed(self, token: int, is_last: bool) -> str:
+        """Return the characters that `token` completes; at the last one, all that is left."""
+        return self._decoder.decode(self._text.spell(token), final=is_last)

@@ -1,0 +1,335 @@
+"""The face: what users name, what they get back, and every way it says no."""
+
+from __future__ import annotations
+
+import gc
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
+from tokenizers import Tokenizer, models
+from transformers import AutoModelForCausalLM
+
+import pard_rt
+from conftest import TinyModels
+from pard_rt import (
+    FolderError,
+    Generator,
+    IncompatibleModelsError,
+    InvalidArgumentError,
+    ModelError,
+)
+from pard_rt.hub import locate
+from pard_rt.text import TextStream, TokenText
+from tiny_models import EOS, MASK_TOKEN_ID, NUM_TOKENS, make_tokenizer
+
+PROMPTS = ["the rain in the", "an other thing", "x", "er\nth", "The  end"]
+SAMPLED: dict[str, Any] = {"max_new_tokens": 24, "temperature": 0.8, "seed": 7}
+
+
+@pytest.fixture(scope="module")
+def target(tiny_models: TinyModels) -> Path:
+    return tiny_models.folder("llama", "gqa")
+
+
+@pytest.fixture(scope="module")
+def draft(tiny_models: TinyModels) -> Path:
+    return tiny_models.folder("llama", "gqa", seed=1, mask_token=True)
+
+
+@pytest.fixture(scope="module")
+def generator(target: Path, draft: Path) -> Generator:
+    return Generator(target, draft, threads=1)
+
+
+def test_greedy_text_is_that_of_transformers(
+    generator: Generator, tiny_models: TinyModels, target: Path
+) -> None:
+    module = AutoModelForCausalLM.from_pretrained(tiny_models.checkpoint("llama"))
+    tokenizer = make_tokenizer()
+    for prompt in PROMPTS:
+        ids = torch.tensor([tokenizer(prompt).input_ids])
+        expected = module.generate(ids, max_new_tokens=24, do_sample=False)[0, ids.shape[1] :]
+        output = generator.generate(prompt, max_new_tokens=24)
+        assert output.token_ids == expected.tolist()
+        assert output.text == tokenizer.decode(
+            output.token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        assert output.finish_reason == ("eos" if output.token_ids[-1] == EOS else "length")
+
+
+@pytest.mark.parametrize("k", [0, 1, 4, 8])
+@pytest.mark.parametrize("method", ["pard", "draft"])
+def test_a_seed_gives_one_text(target: Path, draft: Path, method: Any, k: int) -> None:
+    plain = Generator(target, method="plain", threads=1).generate(PROMPTS, **SAMPLED)
+    drafted = Generator(target, draft, method=method, num_speculative_tokens=k, threads=1)
+    together = drafted.generate(PROMPTS, **SAMPLED)
+    alone = [drafted.generate(prompt, **SAMPLED) for prompt in PROMPTS]
+    for texts in (together, alone):
+        assert [text.token_ids for text in texts] == [text.token_ids for text in plain]
+        assert all(text.seed == 7 for text in texts)
+
+
+def test_seeds_are_fresh_unless_given(generator: Generator) -> None:
+    first, second = (generator.generate("the", temperature=2.0) for _ in range(2))
+    assert first.token_ids != second.token_ids
+    again = generator.generate("the", temperature=2.0, seed=first.seed)
+    assert again.token_ids == first.token_ids
+
+
+def test_prompts_are_texts_or_token_ids(generator: Generator) -> None:
+    ids = make_tokenizer()("the rain").input_ids
+    expected = generator.generate("the rain", max_new_tokens=8).token_ids
+    for same in (ids, tuple(ids), np.array(ids), torch.tensor(ids)):
+        assert generator.generate(same, max_new_tokens=8).token_ids == expected
+    outputs = generator.generate(["the rain", ids, np.array(ids)], max_new_tokens=8)
+    assert [output.token_ids for output in outputs] == [expected] * 3
+    assert generator.generate([]) == []
+
+
+def test_stop_tokens_and_ends(generator: Generator) -> None:
+    text = generator.generate("the", max_new_tokens=16, eos_token_ids=[])
+    token = text.token_ids[5]
+    first = text.token_ids.index(token)
+    stopped = generator.generate("the", max_new_tokens=16, stop_token_ids=[token])
+    assert stopped.token_ids == text.token_ids[: first + 1]
+    assert stopped.finish_reason == "stop"
+    ended = generator.generate("the", max_new_tokens=16, eos_token_ids=[token])
+    assert (ended.token_ids, ended.finish_reason) == (stopped.token_ids, "eos")
+
+
+def test_stats(generator: Generator) -> None:
+    output = generator.generate("the", max_new_tokens=20)
+    counts = output.stats.counts
+    assert counts.committed == len(output.token_ids)
+    assert output.stats.tokens_per_round == counts.committed / counts.rounds
+    assert output.stats.tokens_per_second == counts.committed / output.stats.seconds > 0
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.5])
+def test_a_stream_is_the_text(generator: Generator, temperature: float) -> None:
+    options: Any = {"max_new_tokens": 60, "temperature": temperature, "seed": 3}
+    expected = generator.generate("the rain", **options)
+    stream = generator.stream("the rain", **options)
+    pieces = list(stream)
+    assert [piece.token_id for piece in pieces] == expected.token_ids
+    assert "".join(map(str, pieces)) == expected.text == stream.output.text
+    assert sum(piece.from_draft for piece in pieces) <= stream.output.stats.counts.accepted
+    assert stream.output.finish_reason == expected.finish_reason
+
+
+def test_pieces_come_as_rounds_publish(generator: Generator) -> None:
+    stream = generator.stream("the rain", max_new_tokens=30)
+    next(stream)
+    assert 1 <= len(stream.output.token_ids) < 30
+    assert len(stream.output.token_ids) + len(list(stream)) >= 30
+
+
+def test_a_closed_or_forgotten_stream_ends_its_request(generator: Generator) -> None:
+    closed = generator.stream("the rain", max_new_tokens=100)
+    next(closed)
+    closed.close()
+    came = list(closed)
+    assert closed.output.finish_reason == "cancelled"
+    assert len(came) + 1 == len(closed.output.token_ids) < 100
+    forgotten = generator.stream("the rain", max_new_tokens=100)
+    next(forgotten)
+    del forgotten
+    gc.collect()
+    generator.generate("x", max_new_tokens=1)
+    assert generator.decoder.num_active == 0
+
+
+def test_streams_and_texts_side_by_side(generator: Generator) -> None:
+    expected = [generator.generate(prompt, max_new_tokens=20).text for prompt in PROMPTS[:2]]
+    streams = [generator.stream(prompt, max_new_tokens=20) for prompt in PROMPTS[:2]]
+    first = str(next(streams[0]))
+    assert generator.generate(PROMPTS[1], max_new_tokens=20).text == expected[1]
+    assert first + "".join(map(str, streams[0])) == expected[0]
+    assert "".join(map(str, streams[1])) == expected[1]
+
+
+def test_characters_are_never_cut() -> None:
+    text = TokenText(Tokenizer(models.BPE()), [bytes([byte]) for byte in range(256)])
+    data = "naïve → 🙂".encode() + b"\xff\xe2\x82"
+    stream = TextStream(text)
+    pieces = [stream.feed(byte, i + 1 == len(data)) for i, byte in enumerate(data)]
+    assert "".join(pieces) == text.decode(data) == data.decode(errors="replace")
+    assert "🙂" in pieces
+
+
+def test_pytorch_gives_the_same_text(tiny_models: TinyModels, generator: Generator) -> None:
+    target = tiny_models.checkpoint("llama")
+    draft = tiny_models.checkpoint("llama", seed=1, mask_token=True)
+    both = Generator(target, draft, backend="torch", num_speculative_tokens=4)
+    expected = generator.generate(PROMPTS, max_new_tokens=24)
+    outputs = both.generate(PROMPTS, max_new_tokens=24)
+    assert [output.text for output in outputs] == [output.text for output in expected]
+
+
+def test_methods(target: Path, draft: Path, tiny_models: TinyModels) -> None:
+    classic = tiny_models.folder("llama", "gqa", seed=1)
+    plain = Generator(target, threads=1)
+    assert plain.num_speculative_tokens == 0
+    assert Generator(target, draft, method="plain", threads=1).num_speculative_tokens == 0
+    text = plain.generate("the rain").text
+    for draft_folder, method in ((classic, "auto"), (classic, "draft"), (draft, "draft")):
+        other = plain.with_method(method, draft_folder, num_speculative_tokens=3)
+        output = other.generate("the rain")
+        assert (output.text, other.num_speculative_tokens) == (text, 3)
+        assert output.stats.counts.drafted > 0
+    masked = plain.with_method("pard", classic, mask_token_id=MASK_TOKEN_ID)
+    assert masked.generate("the rain").text == text
+    masked.num_speculative_tokens = 2
+    assert masked.generate("the rain").text == text
+
+
+def test_what_does_not_fit_is_refused(
+    target: Path, draft: Path, tiny_models: TinyModels, tmp_path: Path
+) -> None:
+    classic = tiny_models.folder("llama", "gqa", seed=1)
+    hf = tiny_models.checkpoint("llama")
+    with pytest.raises(InvalidArgumentError, match='method "pard" needs a draft'):
+        Generator(tmp_path / "nothing, and not looked at", method="pard")
+    with pytest.raises(IncompatibleModelsError, match=r"no parallel draft.*mask_token_id"):
+        Generator(target, classic, method="pard")
+    for argument in ("method", "device", "backend"):
+        with pytest.raises(InvalidArgumentError, match=rf"Unknown {argument}.*'fast'"):
+            Generator(target, draft, **{argument: "fast"})  # type: ignore[arg-type]
+    with pytest.raises(
+        InvalidArgumentError, match=r"does not run in the backend onnx.*pard-rt exp"
+    ):
+        Generator(hf, backend="onnx")
+    with pytest.raises(InvalidArgumentError, match="does not run in the backend torch"):
+        Generator(target, backend="torch")
+    with pytest.raises(InvalidArgumentError, match="PyTorch runs on the CPU here"):
+        Generator(hf, device="cuda")
+    with pytest.raises(InvalidArgumentError, match=r"0\.\.64"):
+        Generator(target, draft, num_speculative_tokens=65)
+    with pytest.raises(InvalidArgumentError, match="max_length"):
+        Generator(target, max_length=4096)
+    with pytest.raises(IncompatibleModelsError, match="mask"):
+        Generator(target, draft, mask_token_id=100_000)
+    assert (
+        Generator(target, max_length=32).generate("x", max_new_tokens=99).finish_reason == "length"
+    )
+
+
+def test_bad_requests_leave_nothing_behind(generator: Generator) -> None:
+    for prompt, options, match in (
+        ("", {}, "prompt"),
+        ([1, 9999], {}, "9999"),
+        (["the", [-1]], {}, r"prompt\[0\]"),
+        ("the", {"max_new_tokens": 0}, "max_new_tokens"),
+        ("the", {"temperature": -1.0}, "temperature"),
+        ("the", {"top_p": 0.0}, "top_p"),
+        ("the", {"stop_token_ids": [9999]}, "stop_token_ids"),
+        ([[1, 2], [[3]]], {}, "flat list"),
+        ("x" * 500, {}, "prompt"),
+    ):
+        with pytest.raises(InvalidArgumentError, match=match):
+            generator.generate(prompt, **options)  # type: ignore[call-overload]
+    with pytest.raises(TypeError, match="max_tokens"):
+        generator.generate("the", max_tokens=3)  # type: ignore[call-overload]
+    generator.generate("x", max_new_tokens=1)
+    assert generator.decoder.num_active == generator.decoder.num_waiting == 0
+
+
+def test_a_folder_without_tokenizer_takes_token_ids(target: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "ids"
+    folder.mkdir()
+    for file in target.iterdir():
+        if "token" not in file.name:
+            (folder / file.name).symlink_to(file)
+    bare = Generator(folder, threads=1)
+    output = bare.generate([1, 2, 3], max_new_tokens=4)
+    assert (output.text, len(output.token_ids)) == (None, 4)
+    assert [piece.text for piece in bare.stream([1, 2, 3], max_new_tokens=4)] == [""] * 4
+    with pytest.raises(FolderError, match=r"no tokenizer.*expected a tokenizer.json, got none"):
+        bare.generate("the")
+    (folder / "tokenizer.json").write_text("{}")
+    with pytest.raises(FolderError, match="a damaged one"):
+        Generator(folder)
+
+
+def test_damaged_token_bytes(target: Path, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").symlink_to(target / "tokenizer.json")
+    without = TokenText.of_folder(tmp_path, NUM_TOKENS)  # made of the tokenizer
+    with_table = TokenText.of_folder(target, NUM_TOKENS)
+    ids = without.encode("the end of it: → 🙂")
+    assert without.decode(ids) == with_table.decode(ids) == "the end of it: → 🙂"
+    data = (target / "token_bytes.bin").read_bytes()
+    for damaged in (b"", data[:9], data[:-3], data[:4] + b"\xff" * 4 + data[8:]):
+        (tmp_path / "token_bytes.bin").write_bytes(damaged)
+        with pytest.raises(FolderError, match="table of tokens"):
+            TokenText.of_folder(tmp_path, NUM_TOKENS)
+
+
+class Hub:
+    """Stands in for the hub: a folder, and what was asked of it."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
+        self.asked: list[str] = []
+
+    def __call__(self, name: str, **_: Any) -> str:
+        self.asked.append(name)
+        if self.folder is None:
+            raise LocalEntryNotFoundError("offline\nand more")
+        return str(self.folder)
+
+
+def test_hub_ids(
+    target: Path, draft: Path, monkeypatch: pytest.MonkeyPatch, tiny_models: TinyModels
+) -> None:
+    hub = Hub(target)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", hub)
+    expected = Generator(target, threads=1).generate("the").token_ids
+    assert Generator("someone/a-model", threads=1).generate("the").token_ids == expected
+    assert hub.asked == ["someone/a-model"]
+    hub.folder = tiny_models.checkpoint("llama")
+    assert Generator("someone/a-checkpoint").generate("the").token_ids == expected
+    monkeypatch.setattr("huggingface_hub.snapshot_download", Hub(None))
+    with pytest.raises(FolderError, match=r"'someone/a-model' cannot be had.*offline.*HF_TOKEN"):
+        Generator("someone/a-model")
+
+
+def test_paths_are_never_sent_to_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = Hub(None)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", hub)
+    (tmp_path / "file").touch()
+    for path in ("/no/such", "./no", "~/no-such-model", "a/b/c", tmp_path / "no", ""):
+        with pytest.raises(FolderError, match="There is no model folder"):
+            locate(path)
+    with pytest.raises(FolderError, match="got a file"):
+        locate(tmp_path / "file")
+    assert hub.asked == []
+
+
+def test_a_model_that_fails_ends_its_requests(
+    generator: Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Broken:
+        """A decoder whose rounds fail."""
+
+        def __init__(self, decoder: pard_rt.Decoder) -> None:
+            self.decoder = decoder
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.decoder, name)
+
+        def step(self) -> bool:
+            raise ModelError("It failed", "a row", "none", "Look.")
+
+    monkeypatch.setattr(generator, "decoder", Broken(generator.decoder))
+    with pytest.raises(ModelError, match="It failed"):
+        generator.generate(PROMPTS)
+    stream = generator.stream("the")
+    with pytest.raises(ModelError, match="It failed"):
+        next(stream)
+    monkeypatch.undo()
+    generator.generate("x", max_new_tokens=1)
+    assert generator.decoder.num_active == generator.decoder.num_waiting == 0
