@@ -63,8 +63,8 @@ def export(
     form
         "gqa" for ONNX Runtime on CPU and CUDA; "portable" for standard operators only.
     weights
-        Of the matrices. "int8" and "int4" are block-wise with float32 around them, and of the
-        "gqa" form only; "fp16" makes the whole graph, logits and cache float16.
+        Of the matrices. "int8" and "int4" are block-wise with float32 around them; "fp16" makes
+        the whole graph, logits and cache float16.
     mask_token_id
         The parallel draft's mask token, where the configuration does not say it.
     max_length
@@ -104,7 +104,7 @@ def export(
         del model
         agreement = check_graph(exact, loaded.module, layout, form, longest, "exact")
         if weights in BITS:
-            quantize(exact, folder / GRAPH, weights)
+            quantize(exact, folder / GRAPH, form, weights)
             exact.unlink()
             exact.with_name(f"{exact.name}.data").unlink()
             agreement = check_graph(folder / GRAPH, loaded.module, layout, form, longest, weights)
@@ -129,10 +129,3 @@ def _check_arguments(form: str, weights: str) -> None:
             raise InvalidArgumentError(
                 f"Unknown {what} of an ONNX export", " or ".join(known), given, f"Choose a {what}."
             )
-    if form == "portable" and weights in BITS:
-        raise InvalidArgumentError(
-            "The portable form has standard operators only, which know no block-wise weights",
-            "weights fp32 or fp16",
-            weights,
-            'Use form="gqa", or quantize the folder for its target with that target\'s tools.',
-        )

@@ -247,7 +247,7 @@ def make(directory: Path):
     )
     write_contract(path, "portable", "float32")
 
-    from onnxruntime.quantization import quantize_dynamic
+    from onnxruntime.quantization import QuantFormat, quantize_dynamic
     from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
     path = folder("dynamic")
@@ -259,6 +259,14 @@ def make(directory: Path):
     quantizer.process()
     quantizer.model.save_model_to_file(str(path / "model.onnx"))
     write_contract(path, "gqa", "float32", weights="int4")
+
+    path = folder("portable_int4")
+    quantizer = MatMulNBitsQuantizer(
+        decoder("portable"), block_size=32, quant_format=QuantFormat.QDQ
+    )
+    quantizer.process()
+    quantizer.model.save_model_to_file(str(path / "model.onnx"))
+    write_contract(path, "portable", "float32", weights="int4")
 
 
 if __name__ == "__main__":
