@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper, version_converter
 
 LAYERS, HIDDEN, HEADS, KV_HEADS, VOCAB, MAX_LENGTH = 2, 64, 4, 2, 64, 600
 HEAD_DIM = 16  # GroupQueryAttention rotates multiples of 16 only
@@ -262,7 +262,9 @@ def make(directory: Path):
 
     path = folder("portable_int4")
     quantizer = MatMulNBitsQuantizer(
-        decoder("portable"), block_size=32, quant_format=QuantFormat.QDQ
+        version_converter.convert_version(decoder("portable"), 21),
+        block_size=32,
+        quant_format=QuantFormat.QDQ,
     )
     quantizer.process()
     quantizer.model.save_model_to_file(str(path / "model.onnx"))
