@@ -38,7 +38,7 @@ import pard_rt
 Json = dict[str, Any]
 Weights = Literal["fp32", "int8", "int4"]
 
-ROWS = (1, 2, 5, 9, 13, 17)
+ROWS = (1, 2, 5, 9, 13, 17, 256)  # the last: a chunk of a prompt
 PROFILED_ROWS = (1, 9)
 
 
@@ -87,12 +87,16 @@ GRAPHS = (
     Graph("portable, fp32", "fp32", "portable"),
     Graph("builder, fp32", "fp32", "builder"),
     Graph("gqa, int8", "int8", "gqa"),
+    Graph("portable, int8", "int8", "portable"),
     Graph("gqa, int4", "int4", "gqa"),
+    Graph("portable, int4", "int4", "portable"),
     Graph("builder, int4", "int4", "builder"),
 )
 # above, below: their ratio is reported
 RATIOS = (
     ("portable, fp32", "gqa, fp32"),
+    ("portable, int8", "gqa, int8"),
+    ("portable, int4", "gqa, int4"),
     ("gqa, fp32", "builder, fp32"),
     ("gqa, int4", "builder, int4"),
 )
@@ -186,7 +190,7 @@ def count_operators(folder: Path) -> dict[str, int]:
 
 
 def open_model(folder: Path, *, threads: int = 1, **options: Any) -> pard_rt.OnnxModel:
-    """Open a folder; single rows run as single ones unless `exact` is asked for."""
+    """Open a folder; unless `exact` is asked for, single rows and integer weights stay as such."""
     return pard_rt.OnnxModel(folder, threads=threads, **{"exact": False, **options})
 
 
@@ -690,7 +694,8 @@ def page(found: Json) -> str:
             {shape["layers"]} layers of width {shape["hidden"]}, {shape["heads"]} heads over
             {shape["kv_heads"]} of keys and values, {shape["vocab"]:,} tokens. *gqa* and *portable*
             are the two forms of `pard-rt export`, *builder* is onnxruntime-genai's model builder.
-            int8 and int4 are of the gqa form only: `MatMulNBits` is no standard operator.
+            Quantized graphs run on integer kernels here, by `exact=False` where the form is
+            portable: an exact target of that form is opened as fp32.
             """),
         prose(f"""
             What is compared takes turns in one process, in random order, and everything is opened

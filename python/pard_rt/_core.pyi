@@ -526,8 +526,9 @@ class OnnxModel(Model):
     max_length : int, optional
         Positions one sequence may have; what the folder says by default and at most.
     exact : bool
-        Whether single rows run as two where a quantized graph has another kernel for them, so that
-        a row's logits do not depend on its company.
+        Keep a row's logits from depending on its company: where a quantized graph has another
+        kernel for single rows, those run as two; a target of the portable form runs on the CPU with
+        its weights as floats, at their cost.
     static_shapes : bool, optional
         Rows and pasts of few sizes only (portable form); by default where the provider compiles a
         graph for every shape.

@@ -6,13 +6,15 @@ import errno
 import json
 from collections import Counter
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import onnx
+import onnxruntime  # type: ignore[import-untyped]
 import pytest
 
 from pard_rt.errors import Error, InvalidArgumentError, ModelError
-from pard_rt.exporter import export
+from pard_rt.exporter import Form, Weights, export
 from pard_rt.exporter.check import GraphRunner
 from pard_rt.models.probe import CacheLayout
 from pard_rt.vocabulary import decode_token_bytes, token_bytes
@@ -91,14 +93,41 @@ def test_batches_are_ragged_through_the_bias(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("weights", ["int8", "int4"])
-def test_quantized_weights(weights: str, tmp_path: Path) -> None:
+def test_quantized_weights(weights: Weights, tmp_path: Path) -> None:
     model = make_model(tmp_path / "model", "qwen2", num_hidden_layers=1)
-    report = export(model, tmp_path / "out", weights=weights)  # type: ignore[arg-type]
+    report = export(model, tmp_path / "out", weights=weights)
     found = operators(tmp_path / "out")
     assert (found["MatMulNBits"], found["MatMul"]) == (5 + 1, 0)
     assert report.agreement.min_cosine > {"int8": 0.99, "int4": 0.7}[weights]
     assert contract(tmp_path / "out")["weights"] == weights
     assert not list((tmp_path / "out").glob("exact*"))
+
+
+@pytest.mark.parametrize(("architecture", "weights"), [("qwen2", "int8"), ("llama_bias", "int4")])
+def test_portable_quantized_weights_are_the_gqa_form_s(
+    architecture: str, weights: Weights, tmp_path: Path
+) -> None:
+    model = make_model(tmp_path / "model", architecture, num_hidden_layers=1)
+    reports = {
+        form: export(model, tmp_path / form, form=form, weights=weights) for form in get_args(Form)
+    }
+    graph = onnx.load(tmp_path / "portable" / "model.onnx")
+    assert [(entry.domain, entry.version) for entry in graph.opset_import] == [("", 21)]
+    assert {node.domain for node in graph.graph.node} == {""}
+    onnx.checker.check_model(graph)
+    matrices = 7 + 1
+    assert operators(tmp_path / "portable")["DequantizeLinear"] == matrices
+    assert reports["portable"].agreement.min_cosine == pytest.approx(
+        reports["gqa"].agreement.min_cosine, abs=0.01
+    )
+
+    optimized = tmp_path / "optimized" / "model.onnx"
+    optimized.parent.mkdir()
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(optimized)
+    onnxruntime.InferenceSession(tmp_path / "portable" / "model.onnx", options)
+    fused = operators(optimized.parent)
+    assert (fused["MatMulNBits"], fused["DequantizeLinear"]) == (matrices, 0)
 
 
 def test_half_precision_and_everything_that_travels_along(tmp_path: Path) -> None:
@@ -179,8 +208,6 @@ def test_arguments_are_checked_before_anything_is_loaded(tmp_path: Path) -> None
         export("no/model", tmp_path / "out", form="fast")  # type: ignore[arg-type]
     with pytest.raises(InvalidArgumentError, match="fp32 or fp16 or int8 or int4"):
         export("no/model", tmp_path / "out", weights="int3")  # type: ignore[arg-type]
-    with pytest.raises(InvalidArgumentError, match="standard operators only"):
-        export("no/model", tmp_path / "out", form="portable", weights="int4")
     with pytest.raises(InvalidArgumentError, match="float32 weights"):
         export("no/model", tmp_path / "out", weights="int8", fp16_files=True)
     (tmp_path / "out").mkdir()

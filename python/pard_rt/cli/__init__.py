@@ -177,7 +177,7 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
         "--weights",
         choices=("fp32", "fp16", "int8", "int4"),
         default="fp32",
-        help="of the matrices (default: fp32); int8 and int4 in the gqa form only",
+        help="of the matrices (default: fp32); int8 and int4 in blocks",
     )
     parser.add_argument(
         "--fp16-files",

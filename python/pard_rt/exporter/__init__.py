@@ -65,8 +65,8 @@ def export(
     form
         "gqa" for ONNX Runtime on CPU and CUDA; "portable" for standard operators only.
     weights
-        Of the matrices. "int8" and "int4" are block-wise with float32 around them, and of the
-        "gqa" form only; "fp16" makes the whole graph, logits and cache float16.
+        Of the matrices. "int8" and "int4" are block-wise with float32 around them; "fp16" makes
+        the whole graph, logits and cache float16.
     fp16_files
         Round "fp32" weights to float16 and store them so: files of half the size, opened as float32
         and computed in it.
@@ -113,7 +113,7 @@ def export(
         del model
         agreement = check_graph(exact, loaded.module, layout, form, longest, "exact")
         if weights in BITS:
-            quantize(exact, folder / GRAPH, weights)
+            quantize(exact, folder / GRAPH, form, weights)
             exact.unlink()
             exact.with_name(f"{exact.name}.data").unlink()
             agreement = check_graph(folder / GRAPH, loaded.module, layout, form, longest, weights)
@@ -138,13 +138,6 @@ def _check_arguments(form: str, weights: str, fp16_files: bool) -> None:
             raise InvalidArgumentError(
                 f"Unknown {what} of an ONNX export", " or ".join(known), given, f"Choose a {what}."
             )
-    if form == "portable" and weights in BITS:
-        raise InvalidArgumentError(
-            "The portable form has standard operators only, which know no block-wise weights",
-            "weights fp32 or fp16",
-            weights,
-            'Use form="gqa", or quantize the folder for its target with that target\'s tools.',
-        )
     if fp16_files and weights != "fp32":
         raise InvalidArgumentError(
             "fp16_files is about float32 weights", "weights fp32", weights, "Choose one of the two."

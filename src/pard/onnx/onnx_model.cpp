@@ -61,6 +61,21 @@ FolderContract open_contract(const std::filesystem::path& folder, const OnnxMode
   return contract;
 }
 
+bool has_integer_weights(const FolderContract& contract) {
+  return contract.weights == "int4" || contract.weights == "int8";
+}
+
+// ONNX Runtime's integer kernels round activations. The portable form's attention sums in an order
+// that depends on where a sequence is cut, and such a kernel makes of that 1e-7 a hundredth of the
+// largest logit.
+SessionOptions session_options(const FolderContract& contract, const OnnxModelOptions& options) {
+  SessionOptions session = options.session;
+  session.dequantize_weights |= options.exact && options.is_target && session.provider == "cpu" &&
+                                contract.form == GraphForm::portable &&
+                                has_integer_weights(contract);
+  return session;
+}
+
 }  // namespace
 
 OnnxModel::OnnxModel(const std::filesystem::path& folder, const OnnxModelOptions& options,
@@ -71,18 +86,19 @@ OnnxModel::OnnxModel(const std::filesystem::path& folder, const OnnxModelOptions
                      std::shared_ptr<const OrtLibrary> library)
     : library_(std::move(library)),
       contract_(open_contract(folder, options)),
-      session_(library_, folder / contract_.graph, options.session),
+      session_(library_, folder / contract_.graph, session_options(contract_, options)),
       types_(check_graph(contract_, session_)),
       static_shapes_(options.static_shapes.value_or(options.session.provider == "migraphx")),
       is_target_(options.is_target),
-      quantized_(contract_.weights == "int4" || contract_.weights == "int8"),
+      integer_kernels_(has_integer_weights(contract_) &&
+                       !session_options(contract_, options).dequantize_weights),
       runner_(session_, contract_, types_, static_shapes_) {
   if (static_shapes_ && contract_.form != GraphForm::portable) {
     throw InvalidArgument({"Model '" + contract_.name + "' cannot run with static shapes",
                            "the portable form", "the gqa form",
                            "Export it with: pard-rt export --form portable."});
   }
-  pads_single_rows_ = options.exact && quantized_;
+  pads_single_rows_ = options.exact && integer_kernels_;
   info_.name = contract_.name;
   info_.vocab_size = contract_.vocab_size;
   info_.max_length = contract_.max_length - (pads_single_rows_ ? 1 : 0);
@@ -104,7 +120,7 @@ OnnxModel::OnnxModel(const std::filesystem::path& folder, const OnnxModelOptions
 
 ProbeReport OnnxModel::probe() {
   const bool half = types_.kv == DType::f16 || types_.logits == DType::f16;
-  const bool rough = half || quantized_ || !is_target_;
+  const bool rough = half || integer_kernels_ || !is_target_;
   constexpr double unlimited = std::numeric_limits<double>::infinity();
   const double none = half ? no_difference_f16 : no_difference_f32;
   return probe_model(*this, {.single_rows = rough ? quantized_difference : exact_difference,

@@ -26,7 +26,8 @@ struct OnnxModelOptions {
   std::optional<std::int64_t> max_length;
 
   // A row gets the same logits whether it comes alone or among others: where a quantized graph has
-  // another kernel for single rows, those run as two.
+  // another kernel for single rows, those run as two; a target of the portable form runs on the CPU
+  // with its weights as floats, at their cost.
   bool exact = true;
 
   // Rows and pasts of few sizes, the rest padded or masked, for providers that compile a graph for
@@ -101,7 +102,7 @@ class OnnxModel final : public Model {
   bool pads_single_rows_ = false;
   bool static_shapes_ = false;
   bool is_target_ = true;
-  bool quantized_ = false;
+  bool integer_kernels_ = false;
   std::int64_t max_rows_per_run_ = 0;
   GraphRunner runner_;
   std::unordered_map<SequenceId, SequenceCache> caches_;

@@ -21,6 +21,9 @@ struct SessionOptions {
   std::map<std::string, std::string> provider_options;  // ONNX Runtime's own keys for it
   int intra_op_threads = 0;  // threads of one forward; 0: one for every physical core
   bool spinning = false;     // threads wait by spinning: for machines with nothing else to do
+
+  // Weights behind DequantizeLinear become floats on opening, and no integer kernel takes them.
+  bool dequantize_weights = false;
 };
 
 // An input or output of a graph; a dimension that is not fixed is -1.

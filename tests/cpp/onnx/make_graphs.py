@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper, version_converter
 
 LAYERS, HIDDEN, HEADS, KV_HEADS, VOCAB, MAX_LENGTH = 2, 64, 4, 2, 64, 600
 HEAD_DIM = 16  # GroupQueryAttention rotates multiples of 16 only
@@ -247,7 +247,7 @@ def make(directory: Path):
     )
     write_contract(path, "portable", "float32")
 
-    from onnxruntime.quantization import quantize_dynamic
+    from onnxruntime.quantization import QuantFormat, quantize_dynamic
     from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
     path = folder("dynamic")
@@ -259,6 +259,16 @@ def make(directory: Path):
     quantizer.process()
     quantizer.model.save_model_to_file(str(path / "model.onnx"))
     write_contract(path, "gqa", "float32", weights="int4")
+
+    path = folder("portable_int4")
+    quantizer = MatMulNBitsQuantizer(
+        version_converter.convert_version(decoder("portable"), 21),
+        block_size=32,
+        quant_format=QuantFormat.QDQ,
+    )
+    quantizer.process()
+    quantizer.model.save_model_to_file(str(path / "model.onnx"))
+    write_contract(path, "portable", "float32", weights="int4")
 
 
 if __name__ == "__main__":
