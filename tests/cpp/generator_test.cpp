@@ -5,11 +5,15 @@
 #include <doctest/doctest.h>
 
 #include <cstdint>
+#include <cstdlib>
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <string_view>
+#include <thread>
 #include <vector>
 
 #include "folders.h"
@@ -190,6 +194,24 @@ TEST_CASE("generator: what throws cancels its own requests and no others") {
                                      }),
                   InvalidArgument);
   CHECK(generator.generate({7}, sampled(2)).tokens == alone.tokens);
+}
+
+TEST_CASE("generator: several work side by side, each in a thread of its own") {
+  if (graphs_or_skip() == nullptr) return;
+  const auto decode = [](std::vector<Output>& outputs) {
+    outputs = Generator(options_for("gqa", "portable")).generate(five_prompts, sampled(5));
+  };
+  std::vector<Output> expected;
+  decode(expected);
+  std::vector<Output> outputs[2];
+  {
+    const std::jthread first(decode, std::ref(outputs[0]));
+    const std::jthread second(decode, std::ref(outputs[1]));
+  }
+  for (const auto& side : outputs) {
+    REQUIRE(side.size() == expected.size());
+    for (std::size_t i = 0; i < side.size(); ++i) CHECK(side[i].tokens == expected[i].tokens);
+  }
 }
 
 TEST_CASE("generator: end tokens are the folder's, unless options or the request have their own") {

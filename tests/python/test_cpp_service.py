@@ -25,11 +25,14 @@ LINES = [
 ]
 
 
+COMPILER = shutil.which(os.environ.get("CXX", "c++"))
+
+
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = os.pathsep.join((sysconfig.get_path("scripts"), os.environ.get("PATH", "")))
     cmake, ninja = shutil.which("cmake", path=path), shutil.which("ninja", path=path)
-    if cmake is None or shutil.which(os.environ.get("CXX", "c++"), path=path) is None:
+    if cmake is None or COMPILER is None:
         pytest.skip("no CMake or no C++ compiler to build examples/cpp_service with")
     build = tmp_path_factory.mktemp("cpp_service")
     generator = [] if ninja is None else ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
@@ -148,6 +151,15 @@ def test_a_service_that_cannot_start_says_why(service: Path, target: Path, tmp_p
         status, message = fails(*arguments)
         assert status == 1
         assert part in message
+
+
+@pytest.mark.skipif(COMPILER is None, reason="no C++ compiler for the example of docs/cpp.md")
+def test_the_example_of_the_documentation_compiles() -> None:
+    page = (SOURCE.parents[1] / "docs" / "cpp.md").read_text("utf-8")
+    example = page.split("```cpp\n")[1].split("```")[0]
+    include = Path(pard_rt.get_cmake_dir()).parents[2] / "include"
+    command = [str(COMPILER), "-std=c++20", "-fsyntax-only", f"-I{include}", "-x", "c++", "-"]
+    subprocess.run(command, input=example.encode(), check=True)
 
 
 def test_the_cmake_dir_is_printed_alone(capsys: pytest.CaptureFixture[str]) -> None:
