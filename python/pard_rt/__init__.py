@@ -29,6 +29,7 @@ from pard_rt._core import (
     read_folder,
     verify,
 )
+from pard_rt.cpp import get_cmake_dir
 from pard_rt.errors import (
     Error,
     FolderError,
@@ -86,6 +87,7 @@ __all__ = [
     "TorchModel",
     "choose",
     "export",
+    "get_cmake_dir",
     "load",
     "log_probability",
     "onnxruntime_providers",

@@ -66,9 +66,9 @@ Generator::Generator(const GeneratorOptions& options, std::shared_ptr<const OrtL
     : target_(std::make_shared<OnnxModel>(options.target, options.model, library)),
       token_bytes_(read_token_bytes(options.target, target_->contract())),
       eos_token_ids_(options.eos_token_ids.value_or(target_->contract().eos_token_ids)),
-      decoder_(std::make_unique<ComposedExecutor>(target_,
-                                                  open_drafter(options, std::move(library))),
-               options.decoder) {}
+      decoder_(
+          std::make_unique<ComposedExecutor>(target_, open_drafter(options, std::move(library))),
+          options.decoder) {}
 
 Output Generator::generate(std::vector<Token> prompt, const GenerationParams& params,
                            PieceObserver on_piece) {
@@ -108,10 +108,8 @@ std::shared_ptr<Sequence> Generator::submit(std::vector<Token> prompt, Generatio
 
 Output Generator::output_of(const Sequence& sequence) const {
   const std::span<const Token> tokens = sequence.generated();
-  return {{tokens.begin(), tokens.end()},
-          text_of(tokens),
-          sequence.finish_reason().value_or(FinishReason::cancelled),
-          sequence.counts()};
+  return {
+      {tokens.begin(), tokens.end()}, text_of(tokens), sequence.finish_reason(), sequence.counts()};
 }
 
 std::optional<std::string> Generator::text_of(std::span<const Token> tokens) const {

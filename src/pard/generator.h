@@ -50,9 +50,9 @@ struct Piece : TokenEvent {
 using PieceObserver = std::function<bool(const Piece&)>;
 
 struct Output {
-  std::vector<Token> tokens;        // behind the prompt; the one that ended it is among them
-  std::optional<std::string> text;  // of them, as UTF-8; absent as in Piece
-  FinishReason finish_reason{};
+  std::vector<Token> tokens;                  // behind the prompt; the one that ended it included
+  std::optional<std::string> text;            // of them, as UTF-8; absent as in Piece
+  std::optional<FinishReason> finish_reason;  // absent: there is more to come
   RoundCounts counts;
 };
 
@@ -90,7 +90,7 @@ class Generator {
                                    PieceObserver on_piece = {});
   bool step() { return decoder_.step(); }
 
-  // What has come of a request; finish_reason is that of a finished one.
+  // What has come of a request so far.
   Output output_of(const Sequence& sequence) const;
 
   // What tokens spell; absent as in Piece. What is no UTF-8 becomes U+FFFD.

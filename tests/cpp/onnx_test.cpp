@@ -1,25 +1,19 @@
-// Models over ONNX folders. What needs no ONNX Runtime always runs; the rest needs two variables
-// and says so where they are not set:
-//
-//   PARD_TEST_GRAPHS      what tests/cpp/onnx/make_graphs.py wrote
-//   PARD_RT_ONNXRUNTIME   libonnxruntime.so.1.x.y, or the directory it lies in
+// Models over ONNX folders. What needs no ONNX Runtime always runs.
 #include "pard/onnx/onnx_model.h"
 
 #include <doctest/doctest.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
-#include <fstream>
-#include <iterator>
 #include <memory>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include "folders.h"
 #include "pard/composed_executor.h"
 #include "pard/decoder.h"
 #include "pard/draft.h"
@@ -32,55 +26,12 @@ namespace pard {
 namespace {
 
 namespace fs = std::filesystem;
-
-// A directory of this process's own, gone at the end of the scope.
-class Scratch {
- public:
-  Scratch() : path_(fs::temp_directory_path() / ("pard_onnx_" + std::to_string(::getpid()))) {
-    fs::create_directories(path_);
-  }
-  ~Scratch() {
-    std::error_code ignored;
-    fs::remove_all(path_, ignored);
-  }
-  Scratch(const Scratch&) = delete;
-  Scratch& operator=(const Scratch&) = delete;
-
-  const fs::path& path() const { return path_; }
-
-  void write(const std::string& name, const std::string& text) const {
-    std::ofstream(path_ / name, std::ios::binary) << text;
-  }
-
- private:
-  fs::path path_;
-};
-
-std::string read(const fs::path& path) {
-  std::ifstream stream(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(stream), std::istreambuf_iterator<char>()};
-}
-
-std::string replaced(std::string text, const std::string& old, const std::string& now) {
-  const std::size_t at = text.find(old);
-  REQUIRE(at != text.npos);
-  return text.replace(at, old.size(), now);
-}
-
-// What an error says, all parts of it; empty where none is thrown.
-template <class E, class F>
-std::string message_of(const F& action) {
-  try {
-    action();
-  } catch (const E& error) {
-    return error.what();
-  }
-  return "";
-}
-
-bool mentions(const std::string& text, const std::string& part) {
-  return text.find(part) != text.npos;
-}
+using test::graphs_or_skip;
+using test::mentions;
+using test::message_of;
+using test::read;
+using test::replaced;
+using test::Scratch;
 
 constexpr const char* contract_text = R"({
   "format_version": 1, "name": "m", "form": "gqa", "model": "model.onnx", "num_layers": 2,
@@ -244,15 +195,6 @@ TEST_CASE("ONNX Runtime: none found, none usable") {
 }
 
 // Everything below runs graphs.
-
-const char* graphs_or_skip() {
-  const char* graphs = std::getenv("PARD_TEST_GRAPHS");
-  if (graphs == nullptr || std::getenv("PARD_RT_ONNXRUNTIME") == nullptr) {
-    MESSAGE("skipped: PARD_TEST_GRAPHS and PARD_RT_ONNXRUNTIME are not set");
-    return nullptr;
-  }
-  return graphs;
-}
 
 using Rows = std::vector<std::vector<float>>;
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 
 from pard_rt.cli.output import print_error
+from pard_rt.cpp import get_cmake_dir
 from pard_rt.errors import Error
 
 __all__ = ["main"]
@@ -66,6 +67,9 @@ def _run(arguments: argparse.Namespace) -> int:
 
         return run_export(arguments)
     if arguments.command == "info":
+        if arguments.cmake_dir:
+            print(get_cmake_dir())
+            return 0
         from pard_rt.cli.info import run_info
 
         return run_info(arguments.paths)
@@ -199,6 +203,11 @@ def _add_info(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Say what is installed, which of ONNX Runtime's providers work on this machine, and what "
         "the folders given are."
+    )
+    parser.add_argument(
+        "--cmake-dir",
+        action="store_true",
+        help="print the directory that find_package(pard_rt) has to be shown, and nothing else",
     )
     parser.add_argument("paths", nargs="*", metavar="FOLDER", help="ONNX folder or HF directory")
 

@@ -144,7 +144,7 @@ class DemoPair:
         """Train the target."""
         model = new_model(TARGET, 1)
         batch = pieces_of(self.text, 4, 513)
-        self._train("target", model, next_token_loss(model, batch), Schedule(self.steps(500)))
+        self._train("target", model, next_token_loss(model, batch), Schedule(self.steps(800)))
 
     def continuations(self) -> None:
         """Let the target write on from pieces of the text: two greedy files, then a sampled one."""

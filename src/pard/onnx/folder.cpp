@@ -179,20 +179,20 @@ void read_shape(FolderContract& contract, const Fields& fields, const char* laye
   contract.head_dim = fields.integer(head_dim, 1, 16384);
 }
 
-std::string read_file(const std::filesystem::path& path) {
-  constexpr std::uintmax_t max_size = 16 << 20;
+}  // namespace
+
+std::string read_file(const std::filesystem::path& path, std::uintmax_t max_mib) {
   std::error_code error;
   const std::uintmax_t size = std::filesystem::file_size(path, error);
   std::ifstream stream(path, std::ios::binary);
-  if (error || !stream || size > max_size) {
-    throw FolderError({"'" + path.string() + "' cannot be read", "a file of at most 16 MiB",
+  if (error || !stream || size > max_mib << 20) {
+    throw FolderError({"'" + path.string() + "' cannot be read",
+                       "a file of at most " + std::to_string(max_mib) + " MiB",
                        error ? error.message() : "one that is larger or locked",
                        "Copy or export the folder again."});
   }
   return {std::istreambuf_iterator<char>(stream), std::istreambuf_iterator<char>()};
 }
-
-}  // namespace
 
 FolderContract parse_pard_contract(std::string_view text, const std::string& file) {
   const json::Value document = parse_json(text, file);
@@ -273,10 +273,10 @@ FolderContract read_folder(const std::filesystem::path& folder) {
   const std::filesystem::path own = folder / "pard_rt.json";
   const std::filesystem::path builder = folder / "genai_config.json";
   if (std::filesystem::exists(own, error)) {
-    return parse_pard_contract(read_file(own), own.string());
+    return parse_pard_contract(read_file(own, 16), own.string());
   }
   if (std::filesystem::exists(builder, error)) {
-    return parse_builder_contract(read_file(builder), builder.string());
+    return parse_builder_contract(read_file(builder, 16), builder.string());
   }
   throw FolderError({"'" + folder.string() + "' is no ONNX folder",
                      "a file pard_rt.json or genai_config.json", "neither",

@@ -59,6 +59,9 @@ struct FolderContract {
   std::string weights;  // fp32, fp16, int8, int4; empty: unknown
 };
 
+// The contents of a folder's file. Throws FolderError where it is missing or larger.
+std::string read_file(const std::filesystem::path& path, std::uintmax_t max_mib);
+
 // Read pard_rt.json, genai_config.json. Throw FolderError, naming `file`, for what is no such
 // thing.
 FolderContract parse_pard_contract(std::string_view text, const std::string& file);

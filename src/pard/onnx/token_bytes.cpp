@@ -1,7 +1,5 @@
 #include "token_bytes.h"
 
-#include <fstream>
-#include <iterator>
 #include <system_error>
 #include <utility>
 
@@ -29,11 +27,10 @@ TokenBytes::TokenBytes(std::string data, std::int64_t num_tokens, const std::str
   if (num_words < count_ + 2) {
     refuse_table(file, std::to_string(count_ + 1) + " offsets", "a file cut short");
   }
-  for (std::size_t i = 0; i <= count_; ++i) {
-    const std::uint32_t before = i == 0 ? 0 : offset(i - 1);
-    if (i == 0 ? offset(i) != 0 : offset(i) < before) {
-      refuse_table(file, "offsets that grow from 0",
-                   std::to_string(offset(i)) + " after " + std::to_string(before));
+  for (std::size_t i = 0; i < count_; ++i) {
+    if (offset(i) > offset(i + 1)) {
+      refuse_table(file, "offsets that never fall",
+                   std::to_string(offset(i + 1)) + " after " + std::to_string(offset(i)));
     }
   }
   if (data_.size() != text_begin() + offset(count_)) {
@@ -59,19 +56,10 @@ std::uint32_t TokenBytes::word(std::size_t index) const {
 
 std::optional<TokenBytes> read_token_bytes(const std::filesystem::path& folder,
                                            const FolderContract& contract) {
-  constexpr std::uintmax_t max_table_size = std::uintmax_t{1} << 30;
   const std::filesystem::path file = folder / "token_bytes.bin";
   std::error_code error;
   if (!std::filesystem::exists(file, error)) return std::nullopt;
-  const std::uintmax_t size = std::filesystem::file_size(file, error);
-  std::ifstream stream(file, std::ios::binary);
-  if (error || !stream || size > max_table_size) {
-    refuse_table(file.string(), "a file of at most 1 GiB",
-                 error ? error.message() : "one that is larger or locked");
-  }
-  std::string data(static_cast<std::size_t>(size), '\0');
-  stream.read(data.data(), static_cast<std::streamsize>(size));
-  return TokenBytes(std::move(data), contract.num_tokens.value_or(contract.vocab_size),
+  return TokenBytes(read_file(file, 256), contract.num_tokens.value_or(contract.vocab_size),
                     file.string());
 }
 

@@ -27,8 +27,8 @@ std::size_t utf8_fitting(std::string_view text, const Utf8Lead& lead) {
   const std::size_t most = std::min(text.size(), lead.size);
   for (std::size_t i = 1; i < most; ++i) {
     const unsigned byte = static_cast<unsigned char>(text[i]);
-    const bool fits = i == 1 ? byte >= lead.least_second && byte <= lead.most_second
-                             : (byte & 0xC0) == 0x80;
+    const bool fits =
+        i == 1 ? byte >= lead.least_second && byte <= lead.most_second : (byte & 0xC0) == 0x80;
     if (!fits) return i;
   }
   return most;

@@ -1,9 +1,12 @@
-"""Write the tiny seeded models that onnx_test.cpp runs on: python make_graphs.py DIRECTORY.
+"""Write the tiny seeded models that the C++ tests run on: python make_graphs.py DIRECTORY.
 
-Every folder holds the same two-layer decoder, in another form, type or packing.
+Every folder holds the same two-layer decoder, in another form, type or packing. Beside them lies
+what Python makes of byte strings that are no UTF-8.
 """
 
+import itertools
 import json
+import random
 import sys
 from pathlib import Path
 
@@ -191,6 +194,26 @@ def write_contract(folder, form, dtype, **changes):
         **changes,
     }
     (folder / "pard_rt.json").write_text(json.dumps(contract, indent=2))
+    write_token_bytes(folder, VOCAB - 4)
+
+
+def write_token_bytes(folder, count):
+    """Letters and the two parts of a euro sign in turns; the first two tokens are special."""
+    spelled = [(bytes([97 + i % 26]), b"\xe2\x82", b"\xac")[i % 3] for i in range(count)]
+    spelled[:2] = b"", b""
+    offsets = np.cumsum([0, *map(len, spelled)])
+    head = np.array([count, *offsets], dtype="<u4").tobytes()
+    (folder / "token_bytes.bin").write_bytes(head + b"".join(spelled))
+
+
+def write_utf8_cases(file):
+    """Byte strings and what Python decodes them to, in hexadecimal behind a dash."""
+    edges = bytes.fromhex("41 7f 80 8f 90 9f a0 bf c1 c2 df e0 e1 ec ed ee f0 f1 f3 f4 f5 ff")
+    cases = [bytes(case) for n in range(4) for case in itertools.product(edges, repeat=n)]
+    rng = random.Random(3)
+    cases += [bytes(rng.choices(edges, k=rng.randrange(4, 12))) for _ in range(20_000)]
+    decoded = [(case, case.decode(errors="replace").encode()) for case in cases]
+    file.write_text("".join(f"-{a.hex()} -{b.hex()}\n" for a, b in decoded))
 
 
 def write_builder_config(folder):
@@ -259,6 +282,7 @@ def make(directory: Path):
     quantizer.process()
     quantizer.model.save_model_to_file(str(path / "model.onnx"))
     write_contract(path, "gqa", "float32", weights="int4")
+    write_utf8_cases(directory / "utf8_cases.txt")
 
     path = folder("portable_int4")
     quantizer = MatMulNBitsQuantizer(

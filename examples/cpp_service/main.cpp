@@ -1,0 +1,133 @@
+// Serves token requests, one a line, decoding together what is there at a time:
+//
+//   cpp_service TARGET [DRAFT [NUM_SPECULATIVE_TOKENS]]
+//
+//   in    max_new_tokens temperature seed id id id ...
+//   out   LINE: id id id ...    when the request on that line of the input is done
+//         LINE text: ...        where the target's folder spells its tokens; line breaks are spaces
+//         LINE error: ...       instead of both
+#include <algorithm>
+#include <condition_variable>
+#include <exception>
+#include <iostream>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <sstream>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "pard/error.h"
+#include "pard/generator.h"
+
+namespace {
+
+// Reads standard input on a thread of its own, so that no round waits for a line.
+class LineReader {
+ public:
+  // The lines that have come. `wait`: at least one, or none at the end of the input.
+  std::vector<std::string> take(bool wait) {
+    std::unique_lock lock(mutex_);
+    if (wait) changed_.wait(lock, [this] { return !lines_.empty() || ended_; });
+    return std::exchange(lines_, {});
+  }
+
+ private:
+  void read() {
+    for (std::string line; std::getline(std::cin, line);) {
+      const std::lock_guard lock(mutex_);
+      lines_.push_back(std::move(line));
+      changed_.notify_one();
+    }
+    const std::lock_guard lock(mutex_);
+    ended_ = true;
+    changed_.notify_one();
+  }
+
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::vector<std::string> lines_;
+  bool ended_ = false;
+  std::jthread thread_{[this] { read(); }};  // last: it uses the others
+};
+
+std::shared_ptr<pard::Sequence> submit(pard::Generator& generator, const std::string& line) {
+  std::istringstream words(line);
+  pard::GenerationParams params;
+  words >> params.max_new_tokens >> params.sampling.temperature >> params.sampling.seed;
+  std::vector<pard::Token> prompt;
+  for (pard::Token token; words >> token;) prompt.push_back(token);
+  if (prompt.empty() || !words.eof()) {
+    throw pard::InvalidArgument({"The line is no request",
+                                 "max_new_tokens temperature seed id id ...", "'" + line + "'",
+                                 "Send numbers only."});
+  }
+  return generator.submit(std::move(prompt), params);
+}
+
+void answer(int number, const pard::Output& output) {
+  std::cout << number << ':';
+  for (const pard::Token token : output.tokens) std::cout << ' ' << token;
+  if (output.text) {
+    std::string text = *output.text;
+    std::ranges::replace(text, '\n', ' ');
+    std::cout << '\n' << number << " text: " << text;
+  }
+  std::cout << std::endl;
+}
+
+void answer(int number, const pard::Error& error) {
+  std::cout << number << " error: " << error.what() << std::endl;
+}
+
+void serve(pard::Generator& generator) {
+  LineReader reader;
+  std::map<int, std::shared_ptr<pard::Sequence>> running;  // by the number of its line
+  for (int number = 0;;) {
+    const std::vector<std::string> lines = reader.take(running.empty());
+    if (lines.empty() && running.empty()) return;
+    for (const std::string& line : lines) {
+      ++number;
+      try {
+        running.emplace(number, submit(generator, line));
+      } catch (const pard::Error& error) {
+        answer(number, error);
+      }
+    }
+    try {
+      generator.step();
+    } catch (const pard::Error& error) {  // a model failed: whoever took part cannot go on
+      for (const auto& [failed, sequence] : running) {
+        sequence->cancel();
+        answer(failed, error);
+      }
+      running.clear();
+    }
+    std::erase_if(running, [&](const auto& entry) {
+      if (!entry.second->finished()) return false;
+      answer(entry.first, generator.output_of(*entry.second));
+      return true;
+    });
+  }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  if (argc < 2 || argc > 4) {
+    std::cerr << "usage: cpp_service TARGET [DRAFT [NUM_SPECULATIVE_TOKENS]]\n";
+    return 2;
+  }
+  try {
+    pard::GeneratorOptions options{.target = argv[1]};
+    if (argc > 2) options.draft = argv[2];
+    if (argc > 3) options.decoder.num_speculative_tokens = std::stoi(argv[3]);
+    pard::Generator generator(options);
+    serve(generator);
+  } catch (const std::exception& error) {
+    std::cerr << error.what() << '\n';
+    return 1;
+  }
+}
