@@ -8,6 +8,7 @@ BIN := $(VENV)/bin
 ONNXRUNTIME = $(wildcard $(CURDIR)/$(VENV)/lib/python3*/site-packages/onnxruntime/capi)
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
+PACKAGE := $(shell git ls-files src csrc python cmake CMakeLists.txt pyproject.toml)
 SOURCES := $(shell git ls-files '*.h' '*.cpp')
 
 .PHONY: help demo test test-cpp test-python fuzz lint format bench wheel setup clean
@@ -20,7 +21,8 @@ help:
 	@echo "make fuzz     the fuzzers alone, FUZZ_SECONDS=$(FUZZ_SECONDS) each"
 	@echo "make format   formats all sources"
 
-demo: $(VENV)/installed
+# The package alone is enough, and sooner there; once everything is installed, that will do.
+demo: $(if $(wildcard $(VENV)/installed),$(VENV)/installed,$(VENV)/package)
 	$(BIN)/pard-rt generate --compare --threads 1
 
 test: lint test-cpp fuzz test-python
@@ -80,14 +82,22 @@ wheel: setup
 setup: $(VENV)/tools
 	@tools/system_packages.sh
 
-# torch first and pinned: a plain requirement may pull another build, gigabytes of it.
-$(VENV)/tools: pyproject.toml
+$(VENV)/pip:
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
+	touch $@
+
+$(VENV)/package: $(VENV)/pip $(PACKAGE)
+	tools/system_packages.sh compiler
+	$(BIN)/pip install --quiet .
+	touch $@
+
+# torch first and pinned: a plain requirement may pull another build, gigabytes of it.
+$(VENV)/tools: $(VENV)/pip pyproject.toml
 	$(BIN)/pip install --quiet $(TORCH) cmake ninja
 	touch $@
 
-$(VENV)/installed: $(VENV)/tools $(shell git ls-files src csrc python cmake CMakeLists.txt)
+$(VENV)/installed: $(VENV)/tools $(PACKAGE)
 	$(BIN)/pip install --quiet ".[test,lint]"
 	touch $@
 

@@ -1,13 +1,15 @@
 #!/usr/bin/env bash
-# Installs what building and testing needs beyond Python: a C++20 compiler, doctest, and clang for
-# the fuzzers. Does nothing where all of it is there; without rights to install it says what is
-# missing and goes on, since all but the compiler can be done without.
+# Installs what building and testing needs beyond Python: a C++20 compiler and, unless the argument
+# is "compiler", doctest, and clang for the fuzzers. Does nothing where all of it is there; without
+# rights to install it says what is missing and goes on: all but the compiler can be done without.
 set -euo pipefail
 
 missing=()
 command -v c++ >/dev/null || missing+=(g++)
-echo '#include <doctest/doctest.h>' | c++ -x c++ -E - >/dev/null 2>&1 || missing+=(doctest-dev)
-tools/find_clang.sh >/dev/null || missing+=(clang-19 libclang-rt-19-dev)
+if [ "${1:-}" != compiler ]; then
+  echo '#include <doctest/doctest.h>' | c++ -x c++ -E - >/dev/null 2>&1 || missing+=(doctest-dev)
+  tools/find_clang.sh >/dev/null || missing+=(clang-19 libclang-rt-19-dev)
+fi
 [ ${#missing[@]} -eq 0 ] && exit 0
 
 sudo=()

@@ -13,7 +13,8 @@ import pytest
 import pard_rt
 from conftest import TinyModels
 from pard_rt.cli import main
-from pard_rt.exporter.folder import decode_token_bytes
+from pard_rt.hub import locate
+from pard_rt.vocabulary import decode_token_bytes
 
 SOURCE = Path(__file__).parents[2] / "examples" / "cpp_service"
 ENVIRONMENT = os.environ | {"PARD_RT_ONNXRUNTIME": pard_rt.onnxruntime_providers()[0]}
@@ -107,6 +108,19 @@ def test_ids_are_those_of_the_decoder_in_python(
         text = b"".join(table[token] for token in ids).decode(errors="replace")
         assert answers[f"{number} text"][1:] == text.replace("\n", " ")
     assert len(answers) == 2 * len(expected)
+
+
+@pytest.mark.parametrize("k", [0, 1, 4, 8])
+def test_the_demo_pair_writes_what_it_writes_in_python(k: int, service: Path) -> None:
+    prompts = ["def fibonacci(", "class Stack:\n", "import os\n", "    return ", "#"]
+    plain = pard_rt.Generator(method="plain", threads=1)
+    outputs = plain.generate(prompts, max_new_tokens=48, temperature=0.8, seed=5)
+    lines = [" ".join(map(str, (48, 0.8, 5, *prompt.encode()))) for prompt in prompts]
+    draft = (locate("demo/parallel"), k) if k else ()
+    answers = serve(service, locate("demo"), *draft, lines=lines)
+    for number, output in enumerate(outputs, start=1):
+        assert [int(word) for word in answers[str(number)].split()] == output.token_ids
+        assert answers[f"{number} text"][1:] == (output.text or "").replace("\n", " ")
 
 
 def test_a_bad_line_is_answered_and_harms_no_other(service: Path, target: Path) -> None:
