@@ -38,7 +38,7 @@ import pard_rt
 Json = dict[str, Any]
 Weights = Literal["fp32", "int8", "int4"]
 
-ROWS = (1, 2, 5, 9, 13, 17, 256)  # the last: a chunk of a prompt
+ROWS = (1, 2, 5, 9, 13, 17)
 PROFILED_ROWS = (1, 9)
 
 

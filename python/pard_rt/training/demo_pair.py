@@ -175,7 +175,7 @@ class DemoPair:
         model.config.pard_token = MASK
         model.config.spd_type = "pard"
         loss = mask_prediction_loss(model, self._mixed(), MaskPrediction())
-        self._train("parallel", model, loss, Schedule(self.steps(600), decay=0.5))
+        self._train("parallel", model, loss, Schedule(self.steps(450), decay=0.5))
 
     def _mixed(self) -> Batch:
         files = sorted((self.work / "continuations").glob("*.pt"))
