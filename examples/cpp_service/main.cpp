@@ -7,6 +7,7 @@
 //         LINE text: ...        where the target's folder spells its tokens; line breaks are spaces
 //         LINE error: ...       instead of both
 #include <algorithm>
+#include <charconv>
 #include <condition_variable>
 #include <exception>
 #include <iostream>
@@ -15,6 +16,7 @@
 #include <mutex>
 #include <sstream>
 #include <string>
+#include <system_error>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -53,17 +55,28 @@ class LineReader {
   std::jthread thread_{[this] { read(); }};  // last: it uses the others
 };
 
+// The next word as a number, all of it and in range; false at the end of the line.
+template <class Number>
+bool read(std::istringstream& words, Number& number) {
+  std::string word;
+  if (!(words >> word)) return false;
+  const char* end = word.data() + word.size();
+  const auto [stop, error] = std::from_chars(word.data(), end, number);
+  if (error != std::errc() || stop != end) {
+    throw pard::InvalidArgument({"The line is no request",
+                                 "max_new_tokens temperature seed id id ...", "'" + word + "'",
+                                 "Send numbers only."});
+  }
+  return true;
+}
+
 std::shared_ptr<pard::Sequence> submit(pard::Generator& generator, const std::string& line) {
   std::istringstream words(line);
   pard::GenerationParams params;
-  words >> params.max_new_tokens >> params.sampling.temperature >> params.sampling.seed;
+  read(words, params.max_new_tokens) && read(words, params.sampling.temperature) &&
+      read(words, params.sampling.seed);
   std::vector<pard::Token> prompt;
-  for (pard::Token token; words >> token;) prompt.push_back(token);
-  if (prompt.empty() || !words.eof()) {
-    throw pard::InvalidArgument({"The line is no request",
-                                 "max_new_tokens temperature seed id id ...", "'" + line + "'",
-                                 "Send numbers only."});
-  }
+  for (pard::Token token = 0; read(words, token);) prompt.push_back(token);
   return generator.submit(std::move(prompt), params);
 }
 
@@ -78,7 +91,7 @@ void answer(int number, const pard::Output& output) {
   std::cout << std::endl;
 }
 
-void answer(int number, const pard::Error& error) {
+void answer(int number, const std::exception& error) {
   std::cout << number << " error: " << error.what() << std::endl;
 }
 
@@ -92,13 +105,13 @@ void serve(pard::Generator& generator) {
       ++number;
       try {
         running.emplace(number, submit(generator, line));
-      } catch (const pard::Error& error) {
+      } catch (const std::exception& error) {
         answer(number, error);
       }
     }
     try {
       generator.step();
-    } catch (const pard::Error& error) {  // a model failed: whoever took part cannot go on
+    } catch (const std::exception& error) {  // a model failed: whoever took part cannot go on
       for (const auto& [failed, sequence] : running) {
         sequence->cancel();
         answer(failed, error);

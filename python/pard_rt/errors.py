@@ -55,3 +55,8 @@ class FolderError(Error, ValueError):
 
 class RuntimeMissingError(Error, RuntimeError):
     """ONNX Runtime was not found, is too old, or lacks the execution provider asked for."""
+
+
+def first_line(error: BaseException) -> str:
+    """Return what an exception says first, or its type where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import secrets
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -27,8 +28,7 @@ from pard_rt._core import (
     TokenEvent,
 )
 from pard_rt.errors import IncompatibleModelsError, InvalidArgumentError
-from pard_rt.hub import locate
-from pard_rt.opening import OpenedModel, kind_of, open_model
+from pard_rt.opening import Backend, OpenedModel, open_model
 from pard_rt.text import TextStream, TokenText
 
 if TYPE_CHECKING:
@@ -47,7 +47,6 @@ __all__ = [
 ]
 
 Method = Literal["auto", "pard", "draft", "plain"]
-Backend = Literal["auto", "onnx", "torch"]
 Prompt = str | ListLike[int] | NDArray[np.integer[Any]]  # a text, or token ids [n]
 Source = str | os.PathLike[str]
 
@@ -101,8 +100,8 @@ class Output:
     Attributes
     ----------
     text
-        As the tokenizer spells it, special tokens left out and what is no UTF-8 as U+FFFD; None
-        where the target's folder has no tokenizer.
+        What the tokens spell, special ones left out and what is no UTF-8 as U+FFFD (a tokenizer's
+        own `decode` may drop a space at the beginning); None where the target has no tokenizer.
     token_ids
         The token that ended it is among them.
     finish_reason
@@ -145,7 +144,7 @@ class Piece:
 class Generator:
     """Generates a target's own text, several tokens per forward of the target.
 
-    It belongs to one thread at a time.
+    Threads may share it: requests of all of them are decoded together, a round at a time.
 
     Parameters
     ----------
@@ -170,7 +169,7 @@ class Generator:
     mask_token_id
         The parallel draft's mask token, where its folder does not say it.
     threads
-        Of one forward; 0: one for every physical core.
+        Of one forward; 0: one for every physical core. PyTorch's are those of the whole process.
 
     Raises
     ------
@@ -203,13 +202,13 @@ class Generator:
     ) -> None:
         _check_choice("device", device, _DEVICES)
         _check_choice("backend", backend, get_args(Backend))
-        _check_method(
-            method, draft, target == "demo"
-        )  # before a large target is opened for nothing
-        self._open = partial(_open, backend=backend, provider=device, threads=threads)
         self._is_demo = target == "demo"
+        self._check(method, draft, num_speculative_tokens, mask_token_id)  # before much is opened
+        self._open = partial(open_model, backend=backend, device=device, threads=threads)
         self._target = self._open(target, max_length=max_length)
-        self._text = _text_of(self._target)
+        self._target.probe()
+        self._text = self._target.text() if self._target.has_tokenizer else None
+        self._lock = threading.RLock()
         self._draft_with(method, draft, num_speculative_tokens, mask_token_id)
 
     def with_method(
@@ -222,27 +221,46 @@ class Generator:
     ) -> Generator:
         """Return a generator that drafts otherwise, over this one's target: it is not opened twice.
 
-        Parameters and errors are those of the class. The two belong to one thread.
+        Parameters and errors are those of the class. Rounds of the two do not overlap.
         """
+        self._check(method, draft, num_speculative_tokens, mask_token_id)
         other = copy.copy(self)
         other._draft_with(method, draft, num_speculative_tokens, mask_token_id)
         return other
 
+    def _check(
+        self, method: Method, draft: Source | None, num_proposals: int, mask_token_id: int | None
+    ) -> None:
+        _check_choice("method", method, get_args(Method))
+        _check_range("num_speculative_tokens", num_proposals, 0, 64)
+        if draft is not None or self._is_demo:
+            return
+        if method in ("pard", "draft") or mask_token_id is not None:
+            raise InvalidArgumentError(
+                f'The method "{method}" needs a draft'
+                if mask_token_id is None
+                else "A mask token is a parallel draft's",
+                "a folder or a hub id",
+                "draft=None",
+                'Name a draft of the target\'s family, or take method="plain".',
+            )
+
     def _draft_with(
         self, method: Method, draft: Source | None, num_proposals: int, mask_token_id: int | None
     ) -> None:
-        _check_method(method, draft, self._is_demo)
         if draft is None and self._is_demo:
             draft = _DEMO_DRAFTS.get(method)
         drafter: Drafter | None = None
         if draft is not None and method != "plain":
             opened = self._open(draft, is_target=False, mask_token_id=mask_token_id)
+            opened.probe()
             drafter = _drafter_of(opened, method)
         self.decoder = Decoder(
             self._target.model,
             drafter,
             num_speculative_tokens=num_proposals if drafter is not None else 0,
         )
+        self._rounds = _Rounds(self.decoder, self._lock)
 
     @property
     def num_speculative_tokens(self) -> int:
@@ -272,7 +290,7 @@ class Generator:
             See `SamplingParams`; greedy by default.
         seed : int, optional
             Of the noise of sampling, for every prompt the same: one seed gives a prompt one text,
-            whatever the draft, K and its company. A fresh one by default.
+            whatever the draft, K and its company. By default a fresh one for every prompt.
         stop_token_ids : list of int
             Tokens that end a text besides the model's own.
         eos_token_ids : list of int, optional
@@ -292,20 +310,20 @@ class Generator:
         ModelError
             A model failed, or a row allowed no choice.
         """
-        alone = _is_one(prompt)
         params = self._params(**options)
+        alone = _is_one(prompt)
         encoded = [self._encode(each) for each in ([prompt] if alone else prompt)]
         requests: list[_Request] = []
         try:
             for tokens in encoded:
-                requests.append(_Request(self.decoder, tokens, params))
-            while sum(not request.finished() for request in requests):
-                self.decoder.step()
-        except BaseException:
+                requests.append(self._rounds.add(tokens, params))
             for request in requests:
-                request.sequence.cancel()
-            raise
-        outputs = [request.output(self._text) for request in requests]
+                while not request.ended():
+                    self._rounds.step()
+        finally:
+            for request in requests:
+                self._rounds.end(request)
+        outputs = [self._rounds.output_of(request, self._text) for request in requests]
         return outputs[0] if alone else outputs
 
     def stream(self, prompt: Prompt, **options: Unpack[Options]) -> Stream:
@@ -319,7 +337,9 @@ class Generator:
         >>> for piece in Generator().stream("import os", max_new_tokens=8):
         ...     print(piece, end="", flush=True)  # doctest: +SKIP
         """
-        return Stream(self.decoder, self._encode(prompt), self._params(**options), self._text)
+        if not _is_one(prompt):
+            raise _bad_prompt(prompt)
+        return Stream(self._rounds, self._encode(prompt), self._params(**options), self._text)
 
     def _params(
         self,
@@ -333,15 +353,21 @@ class Generator:
         stop_token_ids: ListLike[int] = (),
         eos_token_ids: ListLike[int] | None = None,
     ) -> _Params:
-        sampling = SamplingParams(
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            min_p=min_p,
-            seed=secrets.randbits(63) if seed is None else seed,
-        )
+        for name, value, low, high in (
+            ("max_new_tokens", max_new_tokens, 1, 2**63 - 1),
+            ("top_k", top_k, 0, 2**31 - 1),
+            ("seed", 0 if seed is None else seed, 0, 2**64 - 1),
+        ):
+            _check_range(name, value, low, high)
+        filters: dict[str, Any] = {
+            "temperature": temperature,
+            "top_k": top_k,
+            "top_p": top_p,
+            "min_p": min_p,
+        }
         ends = self._target.eos_token_ids if eos_token_ids is None else eos_token_ids
-        return _Params(sampling, max_new_tokens, stop_token_ids, ends)
+        SamplingParams(**filters)  # refuses what it cannot use, before anything is queued
+        return _Params(filters, seed, max_new_tokens, stop_token_ids, ends)
 
     def _encode(self, prompt: Any) -> Any:
         if not isinstance(prompt, str):
@@ -356,9 +382,9 @@ class Stream:
     """
 
     def __init__(
-        self, decoder: Decoder, prompt: Any, params: _Params, text: TokenText | None
+        self, rounds: _Rounds, prompt: Any, params: _Params, text: TokenText | None
     ) -> None:
-        self._decoder = decoder
+        self._rounds = rounds
         self._text = text
         pieces = self._pieces = deque[Piece]()
         characters = None if text is None else TextStream(text)
@@ -367,25 +393,21 @@ class Stream:
             spelled = "" if characters is None else characters.feed(event.token, event.is_last)
             pieces.append(Piece(spelled, event.token, event.from_draft))
 
-        self._request = _Request(decoder, prompt, params, observe)
+        self._request = rounds.add(prompt, params, observe)
 
     def __iter__(self) -> Stream:
         return self
 
     def __next__(self) -> Piece:
-        while not self._pieces and not self._request.finished():
-            try:
-                self._decoder.step()
-            except BaseException:
-                self.close()
-                raise
+        while not self._pieces and not self._request.ended():
+            self._rounds.step()
         if not self._pieces:
             raise StopIteration
         return self._pieces.popleft()
 
     def close(self) -> None:
         """End the request; pieces that have come may still be read."""
-        self._request.sequence.cancel()
+        self._rounds.end(self._request)
 
     def __del__(self) -> None:
         if hasattr(self, "_request"):
@@ -394,92 +416,109 @@ class Stream:
     @property
     def output(self) -> Output:
         """What has come so far: all of it, once the stream has ended."""
-        return self._request.output(self._text)
+        return self._rounds.output_of(self._request, self._text)
 
 
 @dataclass(frozen=True)
 class _Params:
-    sampling: SamplingParams
+    filters: dict[str, Any]
+    seed: int | None
     max_new_tokens: int
     stop_token_ids: ListLike[int]
     eos_token_ids: ListLike[int]
 
 
+@dataclass(eq=False)
 class _Request:
-    """A sequence and how long it has taken."""
+    """A sequence, how long it has taken, and the error that ended it."""
 
-    def __init__(
+    sequence: Sequence
+    seed: int
+    began: float
+    seconds: float | None = None  # once it has ended
+    error: Exception | None = None
+
+    def ended(self) -> bool:
+        """Tell whether it is done.
+
+        Raises
+        ------
+        Error
+            What it met, whoever ran the round.
+        """
+        if self.error is not None:
+            raise self.error
+        return self.seconds is not None
+
+
+class _Rounds:
+    """A decoder and its requests, whose rounds any thread may run, one at a time."""
+
+    def __init__(self, decoder: Decoder, lock: threading.RLock) -> None:
+        self._decoder = decoder
+        self._lock = lock
+        self._live: list[_Request] = []
+
+    def add(
         self,
-        decoder: Decoder,
         prompt: Any,
         params: _Params,
         observer: Callable[[TokenEvent], None] | None = None,
-    ) -> None:
-        self.sequence: Sequence = decoder.add(
-            prompt,
-            max_new_tokens=params.max_new_tokens,
-            sampling=params.sampling,
-            eos_token_ids=params.eos_token_ids,
-            stop_token_ids=params.stop_token_ids,
-            observer=observer,
-        )
-        self._seed = params.sampling.seed
-        self._began = time.perf_counter()
-        self._ended: float | None = None
+    ) -> _Request:
+        seed = secrets.randbits(63) if params.seed is None else params.seed
+        with self._lock:
+            sequence = self._decoder.add(
+                prompt,
+                max_new_tokens=params.max_new_tokens,
+                sampling=SamplingParams(**params.filters, seed=seed),
+                eos_token_ids=params.eos_token_ids,
+                stop_token_ids=params.stop_token_ids,
+                observer=observer,
+            )
+            request = _Request(sequence, seed, time.perf_counter())
+            self._live.append(request)
+            return request
 
-    def finished(self) -> bool:
-        """Tell whether it is done, noting when it first was."""
-        if self._ended is None and self.sequence.finished:
-            self._ended = time.perf_counter()
-        return self._ended is not None
+    def step(self) -> None:
+        """Run a round. A model that fails ends every request there is: none is known to be sane."""
+        with self._lock:
+            try:
+                self._decoder.step()
+            except Exception as error:
+                for request in list(self._live):
+                    request.error = error
+                    self.end(request)
+                raise
+            for request in self._live:
+                if request.sequence.finished:
+                    request.seconds = time.perf_counter() - request.began
+            self._live = [request for request in self._live if request.seconds is None]
 
-    def output(self, text: TokenText | None) -> Output:
-        tokens = [int(token) for token in self.sequence.generated]
-        return Output(
-            text=None if text is None else text.decode(tokens),
-            token_ids=tokens,
-            finish_reason=self.sequence.finish_reason,
-            seed=self._seed,
-            stats=Stats(self.sequence.counts, (self._ended or time.perf_counter()) - self._began),
-        )
+    def end(self, request: _Request) -> None:
+        """End a request, if it has not, and free what it held."""
+        with self._lock:
+            if request not in self._live:
+                return
+            request.sequence.cancel()
+            request.seconds = time.perf_counter() - request.began
+            self._live.remove(request)
+            if not self._live:
+                self._decoder.step()  # runs no model: it only lets cancelled sequences go
 
-
-def _open(
-    source: Source,
-    *,
-    backend: Backend,
-    provider: str,
-    threads: int,
-    is_target: bool = True,
-    max_length: int | None = None,
-    mask_token_id: int | None = None,
-) -> OpenedModel:
-    path = locate(source)
-    kind = kind_of(path)
-    if backend != "auto" and backend != ("onnx" if kind == "onnx" else "torch"):
-        raise InvalidArgumentError(
-            f"'{path}' does not run in the backend {backend}",
-            "an ONNX folder" if backend == "onnx" else "a Hugging Face directory",
-            "an ONNX folder" if kind == "onnx" else "a Hugging Face directory",
-            "Write an ONNX folder with pard-rt export, or leave the backend open.",
-        )
-    opened = open_model(
-        path,
-        provider=provider,
-        threads=threads,
-        is_target=is_target,
-        max_length=max_length,
-        mask_token_id=mask_token_id,
-    )
-    opened.probe()
-    return opened
-
-
-def _text_of(target: OpenedModel) -> TokenText | None:
-    """None where a folder just has no tokenizer: token ids will do."""
-    if kind_of(target.path) == "onnx" and not (target.path / "tokenizer.json").is_file():
-        return None
-    return target.text()
+    def output_of(self, request: _Request, text: TokenText | None) -> Output:
+        """Return what has come of a request."""
+        with self._lock:
+            tokens = [int(token) for token in request.sequence.generated]
+            ended = request.seconds is not None
+            seconds = request.seconds or time.perf_counter() - request.began
+            reason = request.sequence.finish_reason
+            return Output(
+                text=None if text is None else text.decode(tokens, is_all=ended),
+                token_ids=tokens,
+                finish_reason="cancelled" if ended and reason is None else reason,
+                seed=request.seed,
+                stats=Stats(request.sequence.counts, seconds),
+            )
 
 
 def _drafter_of(draft: OpenedModel, method: Method) -> Drafter:
@@ -499,7 +538,20 @@ def _is_one(prompt: Any) -> bool:
     """Tell one prompt from a list of prompts."""
     if isinstance(prompt, str) or getattr(prompt, "ndim", None) == 1:
         return True
+    if getattr(prompt, "ndim", None) == 2:  # token ids of several prompts
+        return False
+    if isinstance(prompt, bytes) or not isinstance(prompt, ListLike):
+        raise _bad_prompt(prompt)
     return len(prompt) > 0 and isinstance(prompt[0], (int, np.integer))
+
+
+def _bad_prompt(prompt: Any) -> InvalidArgumentError:
+    return InvalidArgumentError(
+        "The prompt cannot be read",
+        "a text, token ids [n], or a list of either for generate()",
+        type(prompt).__name__,
+        "Of a tokenizer's output pass the input_ids.",
+    )
 
 
 def _check_choice(what: str, given: str, known: ListLike[str]) -> None:
@@ -509,12 +561,8 @@ def _check_choice(what: str, given: str, known: ListLike[str]) -> None:
         )
 
 
-def _check_method(method: Method, draft: Source | None, is_demo: bool) -> None:
-    _check_choice("method", method, get_args(Method))
-    if method in ("pard", "draft") and draft is None and not is_demo:
+def _check_range(what: str, given: int, low: int, high: int) -> None:
+    if not low <= given <= high:
         raise InvalidArgumentError(
-            f'The method "{method}" needs a draft',
-            "a folder or a hub id",
-            "draft=None",
-            'Name a draft of the target\'s family, or take method="plain".',
+            f"{what} is out of range", f"{low}..{high}", str(given), "Choose one inside."
         )

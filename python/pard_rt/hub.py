@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from pard_rt.errors import FolderError
+from pard_rt.errors import FolderError, first_line
 
 _WANTED = [
     "*.json", "*.jinja", "*.txt", "*.model", "*.safetensors", "*.onnx", "*.onnx.data",
     "*.onnx_data", "token_bytes.bin",
 ]  # fmt: skip
+_UNWANTED = ["*/*", "consolidated*"]  # other formats of the same weights
 _WEIGHTS = ("*.safetensors", "*.onnx")
 _OLD_WEIGHTS = ["pytorch_model*.bin"]  # fetched only where there are no others
 
@@ -52,20 +53,26 @@ def locate(source: str | os.PathLike[str]) -> Path:
             "Check the path.",
         )
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        folder = Path(snapshot_download(name, allow_patterns=_WANTED, ignore_patterns="original/*"))
+        folder = Path(snapshot_download(name, allow_patterns=_WANTED, ignore_patterns=_UNWANTED))
         if not any(any(folder.glob(pattern)) for pattern in _WEIGHTS):
-            snapshot_download(name, allow_patterns=_OLD_WEIGHTS)
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+            snapshot_download(name, allow_patterns=_OLD_WEIGHTS, ignore_patterns=_UNWANTED)
+    except Exception as error:  # the hub's own, its HTTP client's, the disk's
         raise FolderError(
             f"The model '{name}' cannot be had",
             "a directory, or the id of a model on the hub",
-            f"no such directory, and from the hub: {str(error).strip().splitlines()[0]}",
+            f"no such directory, and from the hub: {first_line(error)}",
             "Check the name and the network; private models need HF_TOKEN.",
         ) from error
     return folder
+
+
+def display_name(folder: Path) -> str:
+    """Return the name a model goes by: its folder's, or that of its repository on the hub."""
+    if folder.parent.name == "snapshots":  # models--owner--name/snapshots/commit
+        return folder.parent.parent.name.rpartition("--")[2]
+    return folder.name
 
 
 def _may_be_id(name: str) -> bool:

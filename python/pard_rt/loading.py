@@ -19,7 +19,8 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from pard_rt.errors import InvalidArgumentError, ModelError
+from pard_rt.errors import InvalidArgumentError, ModelError, first_line
+from pard_rt.hub import display_name, locate
 from pard_rt.vocabulary import count_tokens, digest_vocabulary, special_token_ids
 
 _MASK_TOKEN_KEYS = ("pard_token", "ptd_token_id", "mask_token_id")
@@ -77,17 +78,18 @@ def load(
 
     Raises
     ------
+    FolderError
+        There is no such directory or model.
     ModelError
-        The source is missing, damaged, incomplete, or not a decoder.
+        The source is damaged, incomplete, or not a decoder.
     InvalidArgumentError
         An argument that does not fit the model.
     """
-    name = os.fspath(source)
-    _require_source(name)
+    folder = locate(source)
+    name = str(folder)
     config = _load_config(name)
     _require_decoder(name, config)
-    if os.path.isdir(name):
-        check_weights(Path(name))
+    check_weights(folder)
     module = _load_module(name, config, dtype).to(device)
     tokenizer = _load_tokenizer(name, need_tokenizer)
     embedding_rows = module.get_input_embeddings().weight.shape[0]
@@ -97,7 +99,7 @@ def load(
     textless = set() if tokenizer is None else special_token_ids(tokenizer)
     textless |= set() if mask is None else {mask}
     facts = ModelFacts(
-        name=Path(name).name or name,
+        name=display_name(folder.absolute()),
         vocab_size=vocab_size,
         num_tokens=count_tokens(vocabulary, mask) or vocab_size,
         vocabulary_id=digest_vocabulary(vocabulary, textless),
@@ -200,20 +202,9 @@ def _shards(index: Path) -> list[str]:
         raise ModelError(
             f"The index of the weights {index} is damaged",
             "a JSON object whose weight_map names the file of every tensor",
-            _first_line(error),
+            first_line(error),
             "Download it again.",
         ) from error
-
-
-def _require_source(name: str) -> None:
-    local = name.startswith(("/", ".", "~")) or name.count("/") > 1 or os.path.isfile(name)
-    if not name or (local and not os.path.isdir(name)):
-        raise ModelError(
-            f"There is no model folder '{name}'",
-            "a directory with config.json and weights, or a hub id",
-            "a file" if os.path.isfile(name) else "nothing there",
-            "Check the path.",
-        )
 
 
 def _load_config(name: str) -> Any:
@@ -223,7 +214,7 @@ def _load_config(name: str) -> Any:
         raise ModelError(
             f"The configuration of '{name}' cannot be read",
             "a config.json of an architecture this transformers knows",
-            _first_line(error),
+            first_line(error),
             "Check the folder or hub id; a new architecture may need a newer transformers.",
         ) from error
 
@@ -255,7 +246,7 @@ def _load_module(name: str, config: Any, dtype: torch.dtype | str) -> Any:
         raise ModelError(
             f"The weights of '{name}' cannot be loaded",
             "a configuration of a decoder, and weights that fit it",
-            _first_line(error),
+            first_line(error),
             "Download the model again.",
         ) from error
     missing = sorted(report["missing_keys"])
@@ -278,7 +269,7 @@ def _load_tokenizer(name: str, needed: bool) -> PreTrainedTokenizerBase | None:
         raise ModelError(
             f"{name} has no tokenizer",
             "tokenizer.json beside the weights",
-            _first_line(error),
+            first_line(error),
             "Copy the tokenizer's files into the folder.",
         ) from error
     return tokenizer
@@ -309,7 +300,3 @@ def _eos_token_ids(name: str, config: Any, tokenizer: Any) -> tuple[int, ...]:
 
 def _first(*values: Any) -> Any:
     return next((value for value in values if value is not None), None)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

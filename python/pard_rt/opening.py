@@ -17,6 +17,10 @@ from pard_rt.hub import locate
 from pard_rt.text import TokenText
 
 Kind = Literal["onnx", "hugging face"]
+Backend = Literal["auto", "onnx", "torch"]
+
+_BACKENDS: dict[Kind, Backend] = {"onnx": "onnx", "hugging face": "torch"}
+_FOLDERS: dict[Backend, str] = {"onnx": "an ONNX folder", "torch": "a Hugging Face directory"}
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,7 @@ class OpenedModel:
     eos_token_ids: tuple[int, ...]
     probe: Callable[[], ProbeReport]  # raises ModelError where rows disagree or do not rewind
     text: Callable[[], TokenText]  # raises FolderError where there is no tokenizer
+    has_tokenizer: bool
 
 
 def kind_of(path: Path) -> Kind:
@@ -64,7 +69,8 @@ def kind_of(path: Path) -> Kind:
 def open_model(
     source: str | os.PathLike[str],
     *,
-    provider: str = "cpu",
+    backend: Backend = "auto",
+    device: str = "cpu",
     threads: int = 0,
     is_target: bool = True,
     max_length: int | None = None,
@@ -76,12 +82,14 @@ def open_model(
     ----------
     source
         An ONNX folder or a Hugging Face directory: see `locate`.
-    provider
-        Of ONNX Runtime, for an ONNX folder.
+    backend
+        "onnx" or "torch" refuses what would run in the other.
+    device
+        "cpu", or an execution provider of ONNX Runtime.
     threads
-        Of one forward; 0: one for every physical core.
+        Of one forward; 0: one for every physical core. PyTorch's are those of the whole process.
     is_target
-        Whether a rejected proposal must not change other rows.
+        Whether every row is to be exact, and a rejected proposal may not change other rows.
     max_length
         Positions a sequence may have; the model's own limit by default and at most.
     mask_token_id
@@ -93,14 +101,22 @@ def open_model(
         It cannot be opened, or not with that provider.
     """
     path = locate(source)
-    if kind_of(path) == "onnx":
-        return _open_onnx(path, provider, threads, is_target, max_length, mask_token_id)
-    return _open_hugging_face(path, provider, threads, max_length, mask_token_id)
+    kind = kind_of(path)
+    if backend != "auto" and _BACKENDS[kind] != backend:
+        raise InvalidArgumentError(
+            f"'{path}' does not run in the backend {backend}",
+            _FOLDERS[backend],
+            _FOLDERS[_BACKENDS[kind]],
+            "Write an ONNX folder with pard-rt export, or leave the backend open.",
+        )
+    if kind == "onnx":
+        return _open_onnx(path, device, threads, is_target, max_length, mask_token_id)
+    return _open_hugging_face(path, device, threads, max_length, mask_token_id)
 
 
 def _open_onnx(
     path: Path,
-    provider: str,
+    device: str,
     threads: int,
     is_target: bool,
     max_length: int | None,
@@ -108,43 +124,40 @@ def _open_onnx(
 ) -> OpenedModel:
     model = OnnxModel(
         path,
-        provider=provider,
+        provider=device,
         threads=threads,
+        exact=is_target,
         is_target=is_target,
         max_length=max_length,
         probe=False,
     )
     contract = model.contract
     mask = contract.mask_token_id if mask_token_id is None else mask_token_id
-    facts = ["ONNX folder", contract.form, contract.weights or "weights not said", provider]
+    facts = ["ONNX folder", contract.form, contract.weights or "weights not said", device]
     if mask is not None:
         facts.append(f"mask token {mask}")
-    num_tokens = contract.num_tokens or contract.vocab_size
     return OpenedModel(
-        path,
-        ", ".join(facts),
-        model,
-        model.info(),
-        mask,
-        tuple(contract.eos_token_ids),
-        model.probe,
-        partial(TokenText.of_folder, path, num_tokens),
+        path=path,
+        description=", ".join(facts),
+        model=model,
+        info=model.info(),
+        mask_token_id=mask,
+        eos_token_ids=tuple(contract.eos_token_ids),
+        probe=model.probe,
+        text=partial(TokenText.of_folder, path, contract.num_tokens or contract.vocab_size),
+        has_tokenizer=(path / "tokenizer.json").is_file(),
     )
 
 
 def _open_hugging_face(
-    path: Path,
-    provider: str,
-    threads: int,
-    max_length: int | None,
-    mask_token_id: int | None,
+    path: Path, device: str, threads: int, max_length: int | None, mask_token_id: int | None
 ) -> OpenedModel:
-    if provider != "cpu" or threads < 0:
+    if device != "cpu" or threads < 0:
         raise InvalidArgumentError(
             f"'{path}' is a Hugging Face directory, which PyTorch runs on the CPU here",
-            "provider cpu and 0 or more threads",
-            f"provider {provider}, {threads} threads",
-            "Providers are ONNX Runtime's: write a folder for it with pard-rt export.",
+            "device cpu and 0 or more threads",
+            f"device {device}, {threads} threads",
+            "Other devices are ONNX Runtime's: write a folder for it with pard-rt export.",
         )
     with requiring("torch", f"'{path}' is a Hugging Face directory; opening it"):
         import torch
@@ -155,21 +168,28 @@ def _open_hugging_face(
     hush_transformers()
     if threads:
         torch.set_num_threads(threads)
-    loaded = load(path, mask_token_id=mask_token_id, max_length=max_length)
+    loaded = load(path, mask_token_id=mask_token_id, max_length=max_length, need_tokenizer=False)
     facts, dtype = loaded.facts, loaded.module.dtype
     model = TorchModel(loaded)
     described = ["Hugging Face directory", str(dtype).removeprefix("torch.")]
     if facts.mask_token_id is not None:
         described.append(f"mask token {facts.mask_token_id}")
+
+    def text() -> TokenText:
+        if loaded.tokenizer is None:
+            return TokenText.of_folder(path, facts.num_tokens)  # says what is missing
+        return TokenText.of_tokenizer(loaded.tokenizer, facts.num_tokens)
+
     return OpenedModel(
-        path,
-        ", ".join(described),
-        model,
-        model.info(),
-        facts.mask_token_id,
-        facts.eos_token_ids,
-        lambda: probe_model(model, tolerance=TOLERANCE.get(dtype, 0.1)),
-        partial(TokenText.of_tokenizer, loaded.tokenizer, facts.num_tokens),
+        path=path,
+        description=", ".join(described),
+        model=model,
+        info=model.info(),
+        mask_token_id=facts.mask_token_id,
+        eos_token_ids=facts.eos_token_ids,
+        probe=lambda: probe_model(model, tolerance=TOLERANCE.get(dtype, 0.1)),
+        text=text,
+        has_tokenizer=loaded.tokenizer is not None,
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from pard_rt.errors import FolderError
+from pard_rt.errors import FolderError, InvalidArgumentError
 from pard_rt.vocabulary import decode_token_bytes, token_bytes
 
 
@@ -25,6 +25,8 @@ class TokenText:
     """
 
     def __init__(self, tokenizer: Tokenizer, table: list[bytes]) -> None:
+        tokenizer.no_truncation()  # what a tokenizer.json may still have from training
+        tokenizer.no_padding()
         self._tokenizer = tokenizer
         self._table = table
 
@@ -53,11 +55,11 @@ class TokenText:
         if not spelled.is_file():
             return cls(tokenizer, token_bytes(tokenizer, num_tokens))
         try:
-            return cls(tokenizer, decode_token_bytes(spelled.read_bytes()))
+            return cls(tokenizer, decode_token_bytes(spelled.read_bytes(), num_tokens))
         except (ValueError, IndexError) as error:
             raise FolderError(
                 f"'{spelled}' cannot be read as a table of tokens",
-                "a count, offsets that grow, and as many bytes",
+                f"{num_tokens} tokens, offsets that grow, and as many bytes",
                 str(error),
                 "Copy or export the folder again.",
             ) from error
@@ -75,16 +77,32 @@ class TokenText:
         return cls(tokenizer.backend_tokenizer, table)
 
     def encode(self, text: str) -> list[int]:
-        """Return a text's token ids, with what special tokens the tokenizer puts around it."""
+        """Return a text's token ids, with what special tokens the tokenizer puts around it.
+
+        Raises
+        ------
+        InvalidArgumentError
+            It is no Unicode text.
+        """
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise InvalidArgumentError(
+                "A prompt is no text", "Unicode", str(error), "Decode it as what it is."
+            ) from error
         return [int(token) for token in self._tokenizer.encode(text).ids]
 
     def spell(self, token: int) -> bytes:
         """Return the bytes a token stands for; none for special tokens."""
         return self._table[token] if 0 <= token < len(self._table) else b""
 
-    def decode(self, tokens: Iterable[int]) -> str:
-        """Return the text of tokens; what is no UTF-8 becomes U+FFFD."""
-        return b"".join(map(self.spell, tokens)).decode("utf-8", errors="replace")
+    def decode(self, tokens: Iterable[int], *, is_all: bool = True) -> str:
+        """Return the text of tokens; what is no UTF-8 becomes U+FFFD.
+
+        Unless that `is_all`, a character begun at the end is left out.
+        """
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        return decoder.decode(b"".join(map(self.spell, tokens)), final=is_all)
 
 
 class TextStream:

@@ -94,15 +94,17 @@ def encode_token_bytes(table: Sequence[bytes]) -> bytes:
     return np.array([len(table)], "<u4").tobytes() + offsets.tobytes() + b"".join(table)
 
 
-def decode_token_bytes(data: bytes) -> list[bytes]:
-    """Read the table out of the contents of token_bytes.bin.
+def decode_token_bytes(data: bytes, count: int) -> list[bytes]:
+    """Read the table of `count` tokens out of the contents of token_bytes.bin.
 
     Raises
     ------
     ValueError
-        They are damaged.
+        They are damaged, or of another number of tokens.
     """
-    count = int(np.frombuffer(data, "<u4", 1)[0])
+    found = int(np.frombuffer(data, "<u4", 1)[0])
+    if found != count:
+        raise ValueError(f"{found} tokens")
     offsets = np.frombuffer(data, "<u4", count + 1, 4)
     body = data[4 * (count + 2) :]
     if np.any(offsets[1:] < offsets[:-1]) or offsets[-1] != len(body):

@@ -12,12 +12,18 @@ namespace pard {
 
 namespace {
 
+OnnxModelOptions target_options(const GeneratorOptions& options) {
+  OnnxModelOptions model = options.model;
+  model.is_target = true;
+  return model;
+}
+
+// max_length is the target's to heed: a draft that is shorter just stops proposing.
 OnnxModelOptions draft_options(const GeneratorOptions& options) {
   OnnxModelOptions model = options.model;
   model.is_target = false;
-  if (model.max_length) {  // the target's to heed; a draft that is shorter just stops proposing
-    model.max_length = std::min(*model.max_length, read_folder(*options.draft).max_length);
-  }
+  model.exact = false;
+  model.max_length.reset();
   return model;
 }
 
@@ -63,7 +69,7 @@ Generator::Generator(const GeneratorOptions& options)
     : Generator(options, OrtLibrary::open(options.onnxruntime, options.model.session.provider)) {}
 
 Generator::Generator(const GeneratorOptions& options, std::shared_ptr<const OrtLibrary> library)
-    : target_(std::make_shared<OnnxModel>(options.target, options.model, library)),
+    : target_(std::make_shared<OnnxModel>(options.target, target_options(options), library)),
       token_bytes_(read_token_bytes(options.target, target_->contract())),
       eos_token_ids_(options.eos_token_ids.value_or(target_->contract().eos_token_ids)),
       decoder_(

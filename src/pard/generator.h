@@ -36,7 +36,7 @@ struct GeneratorOptions {
   std::optional<std::vector<Token>> eos_token_ids{};
 
   DecoderOptions decoder{};  // num_speculative_tokens, max_batch_size
-  OnnxModelOptions model{};  // of both models: provider, threads, max_length; is_target aside
+  OnnxModelOptions model{};  // provider, threads, ...; max_length and exact are the target's
   OrtSearch onnxruntime{};
 };
 

@@ -346,7 +346,7 @@ def test_providers_and_numbers_out_of_range(pair: Pair, capsys: pytest.CaptureFi
     command = ["check", pair.target]
     fails(capsys, [*command, "--device", "tpu"], "cpu, cuda, migraphx or rocm", "'tpu'")
     fails(capsys, [*command, "--device", "rocm"], "pip install onnxruntime-rocm")
-    fails(capsys, ["check", pair.hf_target, "--device", "cuda"], "provider cpu", "pard-rt export")
+    fails(capsys, ["check", pair.hf_target, "--device", "cuda"], "device cpu", "pard-rt export")
     fails(capsys, [*command, "--threads", "-1"], "-1")
     fails(capsys, [*command, "--num-speculative-tokens", "0"], "1 to 64")
     fails(capsys, [*command, "--num-speculative-tokens", "65"], "65")
@@ -387,7 +387,9 @@ def test_checks_that_fail(
 ) -> None:
     model = Moody()
     report = SimpleNamespace(single_rows=0.0, rewinding=0.0, rejected_rows=0.0, same_tokens=False)
-    opened = OpenedModel(Path("moody"), "", model, model.info(), None, (), lambda: report, no_text)
+    opened = OpenedModel(
+        Path("moody"), "", model, model.info(), None, (), lambda: report, no_text, False
+    )
     monkeypatch.setattr(check_module, "open_model", lambda *_, **__: opened)
     assert main(["check", "moody"]) == 1
     text = capsys.readouterr().out
@@ -410,7 +412,7 @@ def test_a_model_that_throws_fails_its_checks(
     def probe() -> ProbeReport:
         raise ModelError("it cannot be rewound", "0", "1", "export it again")
 
-    opened = OpenedModel(Path("broken"), "", model, model.info(), None, (), probe, no_text)
+    opened = OpenedModel(Path("broken"), "", model, model.info(), None, (), probe, no_text, False)
     monkeypatch.setattr(check_module, "open_model", lambda *_, **__: opened)
     assert main(["check", "broken"]) == 1
     text = capsys.readouterr().out

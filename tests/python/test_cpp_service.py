@@ -101,8 +101,10 @@ def test_ids_are_those_of_the_decoder_in_python(
     expected = python_decoder_ids(target, draft if k else None, k)
     assert expected == python_decoder_ids(target, None, 0)
     answers = serve(service, target, *((draft, k) if k else ()), lines=LINES)
-    table = decode_token_bytes((target / "token_bytes.bin").read_bytes())
-    table += [b""] * (pard_rt.read_folder(target).vocab_size - len(table))
+    contract = pard_rt.read_folder(target)
+    assert contract.num_tokens is not None
+    table = decode_token_bytes((target / "token_bytes.bin").read_bytes(), contract.num_tokens)
+    table += [b""] * (contract.vocab_size - len(table))
     for number, ids in enumerate(expected, start=1):
         assert [int(word) for word in answers[str(number)].split()] == ids
         text = b"".join(table[token] for token in ids).decode(errors="replace")
@@ -125,9 +127,10 @@ def test_the_demo_pair_writes_what_it_writes_in_python(k: int, service: Path) ->
 
 def test_a_bad_line_is_answered_and_harms_no_other(service: Path, target: Path) -> None:
     bad = ["hello", "", "5 0 0", "5 0 0 1 x", "0 0 0 1", "5 -1 0 1", "5 nan 0 1", "5 0 0 100000"]
+    bad += ["5 0 0 1 99999999999", "5 0 0 1 -", "5 0 -1 1"]
     answers = serve(service, target, lines=[LINES[0], *bad, LINES[1]])
     alone = serve(service, target, lines=[LINES[0], LINES[1]])
-    assert (answers["1"], answers["10"]) == (alone["1"], alone["2"])
+    assert (answers["1"], answers["13"]) == (alone["1"], alone["2"])
     for number, line in enumerate(bad, start=2):
         assert "expected" in answers[f"{number} error"], line
 

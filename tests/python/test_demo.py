@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import doctest
 from typing import Any
 
 import pytest
 
+import pard_rt.generator
 from pard_rt import Generator
 from pard_rt.cli import main
 from pard_rt.hub import locate
@@ -42,6 +44,11 @@ def test_drafts_pay_in_rounds() -> None:
 def test_the_pair_fits_in_25_megabytes() -> None:
     folders = [locate(name) for name in ("demo", "demo/parallel", "demo/classic")]
     assert sum(file.stat().st_size for folder in folders for file in folder.iterdir()) < 25e6
+
+
+def test_examples_of_the_docstrings() -> None:
+    assert doctest.testmod(pard_rt.generator).attempted > 2
+    assert doctest.testmod(pard_rt.generator).failed == 0
 
 
 def test_generate_without_arguments(capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,7 @@ import onnx
 import onnxruntime  # type: ignore[import-untyped]
 import pytest
 
-from pard_rt.errors import Error, InvalidArgumentError, ModelError
+from pard_rt.errors import Error, FolderError, InvalidArgumentError
 from pard_rt.exporter import Form, Weights, export
 from pard_rt.exporter.check import GraphRunner
 from pard_rt.models.probe import CacheLayout
@@ -155,7 +155,7 @@ def test_half_precision_and_everything_that_travels_along(tmp_path: Path) -> Non
         "mask_token_id": MASK_TOKEN_ID,
         "weights": "fp16",
     }
-    table = decode_token_bytes((out / "token_bytes.bin").read_bytes())
+    table = decode_token_bytes((out / "token_bytes.bin").read_bytes(), NUM_TOKENS)
     assert table == token_bytes(make_tokenizer(), NUM_TOKENS)
     assert (out / "tokenizer.json").read_bytes() == (model / "tokenizer.json").read_bytes()
     assert len({file.stat().st_mode for file in out.iterdir()}) == 1
@@ -198,7 +198,7 @@ def test_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_refused_models_leave_nothing_behind(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="no model folder"):
+    with pytest.raises(FolderError, match="no model folder"):
         export(tmp_path / "nothing", tmp_path / "out")
     assert not list(tmp_path.iterdir())
 

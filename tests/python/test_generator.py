@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
+from huggingface_hub.utils import filter_repo_objects
 from tokenizers import Tokenizer, models
 from transformers import AutoModelForCausalLM
 
@@ -76,6 +78,8 @@ def test_a_seed_gives_one_text(target: Path, draft: Path, method: Any, k: int) -
 def test_seeds_are_fresh_unless_given(generator: Generator) -> None:
     first, second = (generator.generate("the", temperature=2.0) for _ in range(2))
     assert first.token_ids != second.token_ids
+    several = generator.generate(["the"] * 3, temperature=2.0)
+    assert len({tuple(output.token_ids) for output in several}) == 3
     again = generator.generate("the", temperature=2.0, seed=first.seed)
     assert again.token_ids == first.token_ids
 
@@ -88,6 +92,11 @@ def test_prompts_are_texts_or_token_ids(generator: Generator) -> None:
     outputs = generator.generate(["the rain", ids, np.array(ids)], max_new_tokens=8)
     assert [output.token_ids for output in outputs] == [expected] * 3
     assert generator.generate([]) == []
+    for wrong in ({"input_ids": ids}, make_tokenizer()("the rain"), None, 7, b"the", iter(ids)):
+        with pytest.raises(InvalidArgumentError, match=r"prompt cannot be read.*input_ids"):
+            generator.generate(wrong)  # type: ignore[call-overload]
+    with pytest.raises(InvalidArgumentError, match="prompt cannot be read"):
+        generator.stream(["the", "rain"])  # type: ignore[arg-type]
 
 
 def test_stop_tokens_and_ends(generator: Generator) -> None:
@@ -117,8 +126,34 @@ def test_a_stream_is_the_text(generator: Generator, temperature: float) -> None:
     pieces = list(stream)
     assert [piece.token_id for piece in pieces] == expected.token_ids
     assert "".join(map(str, pieces)) == expected.text == stream.output.text
-    assert sum(piece.from_draft for piece in pieces) <= stream.output.stats.counts.accepted
     assert stream.output.finish_reason == expected.finish_reason
+
+
+def test_pieces_say_where_they_came_from(target: Path) -> None:
+    perfect = Generator(target, target, method="draft", num_speculative_tokens=3, threads=1)
+    stream = perfect.stream("the rain", max_new_tokens=14, eos_token_ids=[])
+    pieces = list(stream)
+    counts = stream.output.stats.counts
+    assert sum(piece.from_draft for piece in pieces) == counts.accepted > 0
+    assert sum(not piece.from_draft for piece in pieces) == counts.rounds
+    assert not pieces[0].from_draft
+
+
+def test_more_prompts_than_are_decoded_at_a_time(generator: Generator) -> None:
+    prompts = [f"{i} the rain" for i in range(20)]
+    together = generator.generate(prompts, max_new_tokens=6)
+    alone = [generator.generate(prompt, max_new_tokens=6) for prompt in prompts]
+    assert [output.token_ids for output in together] == [output.token_ids for output in alone]
+
+
+def test_threads_share_a_generator(generator: Generator) -> None:
+    expected = {prompt: generator.generate(prompt, max_new_tokens=40).text for prompt in PROMPTS}
+    with ThreadPoolExecutor(4) as pool:
+        outputs = pool.map(
+            lambda prompt: generator.generate(prompt, max_new_tokens=40), PROMPTS * 4
+        )
+    assert [output.text for output in outputs] == [expected[prompt] for prompt in PROMPTS * 4]
+    assert generator.decoder.num_active == generator.decoder.num_waiting == 0
 
 
 def test_pieces_come_as_rounds_publish(generator: Generator) -> None:
@@ -135,11 +170,15 @@ def test_a_closed_or_forgotten_stream_ends_its_request(generator: Generator) -> 
     came = list(closed)
     assert closed.output.finish_reason == "cancelled"
     assert len(came) + 1 == len(closed.output.token_ids) < 100
-    forgotten = generator.stream("the rain", max_new_tokens=100)
+    assert generator.decoder.num_active == 0
+    kept, forgotten = (generator.stream(p, max_new_tokens=100) for p in ("the rain", "the"))
+    next(kept)
     next(forgotten)
     del forgotten
     gc.collect()
-    generator.generate("x", max_new_tokens=1)
+    assert "".join(map(str, kept)) in (
+        generator.generate("the rain", max_new_tokens=100).text or ""
+    )
     assert generator.decoder.num_active == 0
 
 
@@ -209,6 +248,8 @@ def test_what_does_not_fit_is_refused(
         Generator(hf, device="cuda")
     with pytest.raises(InvalidArgumentError, match=r"0\.\.64"):
         Generator(target, draft, num_speculative_tokens=65)
+    with pytest.raises(InvalidArgumentError, match="mask token is a parallel draft's"):
+        Generator(target, mask_token_id=3)
     with pytest.raises(InvalidArgumentError, match="max_length"):
         Generator(target, max_length=4096)
     with pytest.raises(IncompatibleModelsError, match="mask"):
@@ -229,6 +270,11 @@ def test_bad_requests_leave_nothing_behind(generator: Generator) -> None:
         ("the", {"stop_token_ids": [9999]}, "stop_token_ids"),
         ([[1, 2], [[3]]], {}, "flat list"),
         ("x" * 500, {}, "prompt"),
+        ("the \udcff", {}, "Unicode"),
+        ("the", {"seed": -1}, "seed"),
+        ("the", {"seed": 2**64}, "seed"),
+        ("the", {"top_k": 2**40}, "top_k"),
+        ("the", {"max_new_tokens": 2**64}, "max_new_tokens"),
     ):
         with pytest.raises(InvalidArgumentError, match=match):
             generator.generate(prompt, **options)  # type: ignore[call-overload]
@@ -266,6 +312,18 @@ def test_damaged_token_bytes(target: Path, tmp_path: Path) -> None:
         (tmp_path / "token_bytes.bin").write_bytes(damaged)
         with pytest.raises(FolderError, match="table of tokens"):
             TokenText.of_folder(tmp_path, NUM_TOKENS)
+    (tmp_path / "token_bytes.bin").write_bytes(data)
+    with pytest.raises(FolderError, match=f"expected {NUM_TOKENS + 1} tokens.*got {NUM_TOKENS} "):
+        TokenText.of_folder(tmp_path, NUM_TOKENS + 1)
+
+
+def test_a_tokenizers_truncation_and_padding_are_training_s(target: Path, tmp_path: Path) -> None:
+    tokenizer = Tokenizer.from_file(str(target / "tokenizer.json"))
+    expected = tokenizer.encode("the rain in the").ids
+    tokenizer.enable_truncation(2)
+    tokenizer.enable_padding(length=64)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    assert TokenText.of_folder(tmp_path, NUM_TOKENS).encode("the rain in the") == expected
 
 
 class Hub:
@@ -275,8 +333,18 @@ class Hub:
         self.folder = folder
         self.asked: list[str] = []
 
-    def __call__(self, name: str, **_: Any) -> str:
+    def __call__(self, name: str, *, allow_patterns: list[str], ignore_patterns: list[str]) -> str:
         self.asked.append(name)
+        listing = [
+            "config.json",
+            "model.safetensors",
+            "onnx/model.onnx",
+            "consolidated.safetensors",
+        ]
+        wanted = filter_repo_objects(
+            listing, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns
+        )
+        assert list(wanted) in (listing[:2], [])  # the latter: older formats, where nothing came
         if self.folder is None:
             raise LocalEntryNotFoundError("offline\nand more")
         return str(self.folder)
@@ -322,14 +390,18 @@ def test_a_model_that_fails_ends_its_requests(
             return getattr(self.decoder, name)
 
         def step(self) -> bool:
+            if not self.decoder.num_waiting + self.decoder.num_active:
+                return self.decoder.step()
             raise ModelError("It failed", "a row", "none", "Look.")
 
-    monkeypatch.setattr(generator, "decoder", Broken(generator.decoder))
+    monkeypatch.setattr(generator._rounds, "_decoder", Broken(generator.decoder))
     with pytest.raises(ModelError, match="It failed"):
         generator.generate(PROMPTS)
-    stream = generator.stream("the")
-    with pytest.raises(ModelError, match="It failed"):
-        next(stream)
+    streams = [generator.stream("the") for _ in range(2)]
+    for stream in streams:  # the second one never runs a round
+        with pytest.raises(ModelError, match="It failed"):
+            next(stream)
+        assert stream.output.finish_reason == "cancelled"
     monkeypatch.undo()
-    generator.generate("x", max_new_tokens=1)
+    assert generator.generate("the", max_new_tokens=3).finish_reason == "length"
     assert generator.decoder.num_active == generator.decoder.num_waiting == 0

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import GenerationConfig
 
-from pard_rt.errors import InvalidArgumentError, ModelError
+from pard_rt.errors import FolderError, InvalidArgumentError, ModelError
 from pard_rt.loading import load, read_mask_token
 from pard_rt.vocabulary import count_tokens, digest_vocabulary, token_bytes
 from tiny_models import BOS, EOS, MASK_TOKEN_ID, NUM_TOKENS, VOCAB_SIZE, make_model, make_tokenizer
@@ -89,7 +89,7 @@ def test_pard2_draft_is_refused() -> None:
 
 
 def test_missing_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="no model folder"):
+    with pytest.raises(FolderError, match="no model folder"):
         load(tmp_path / "nothing")
 
 

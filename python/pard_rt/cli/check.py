@@ -71,7 +71,7 @@ def run_check(arguments: argparse.Namespace) -> int:
         with progress(f"opening {path}"):
             return open_model(
                 path,
-                provider=arguments.device,
+                device=arguments.device,
                 threads=arguments.threads,
                 is_target=is_target,
             )

@@ -14,6 +14,7 @@ from pard_rt._core import onnxruntime_providers, read_folder
 from pard_rt.cli.output import format_bytes, paint, print_error, print_field, progress
 from pard_rt.cli.providers import PROVIDERS, Trial, try_provider
 from pard_rt.errors import Error, RuntimeMissingError
+from pard_rt.hub import locate
 from pard_rt.opening import folder_size, kind_of, read_json
 
 _PACKAGES = (("torch", "torch"), ("transformers", "torch"), ("onnx", "export"))
@@ -23,9 +24,10 @@ def run_info(paths: Sequence[str]) -> int:
     """Print everything; 2 where a path is no model."""
     _print_installation()
     status = 0
-    for path in map(Path, paths):
+    for source in paths:
         print()
         try:
+            path = locate(source)
             if kind_of(path) == "onnx":
                 _print_onnx_folder(path)
             else:

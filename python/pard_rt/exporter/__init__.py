@@ -19,6 +19,7 @@ from pard_rt.exporter.halve import round_to_half, store_halved
 from pard_rt.exporter.quantize import BITS, quantize
 from pard_rt.exporter.quiet import quiet
 from pard_rt.exporter.trace import apply_contract_shapes, trace
+from pard_rt.hub import locate
 from pard_rt.loading import load
 from pard_rt.models.probe import adopt
 
@@ -93,8 +94,9 @@ def export(
     >>> export("Qwen/Qwen2.5-0.5B", "qwen-0.5b-onnx", weights="int8")  # doctest: +SKIP
     """
     _check_arguments(form, weights, fp16_files)
-    source, target = os.fspath(model_dir_or_id), Path(out)
+    target = Path(out)
     with quiet(), new_folder(target) as folder:
+        source = locate(model_dir_or_id)
         dtype = torch.float16 if weights == "fp16" else torch.float32
         loaded = load(source, dtype=dtype, mask_token_id=mask_token_id, max_length=max_length)
         longest = loaded.facts.max_length

@@ -76,7 +76,7 @@ def _make_readable(folder: Path) -> None:
 
 
 def write_companions(
-    folder: Path, source: str, loaded: LoadedModel, layout: CacheLayout, form: str, weights: str
+    folder: Path, source: Path, loaded: LoadedModel, layout: CacheLayout, form: str, weights: str
 ) -> None:
     """Write everything of an ONNX folder but the graph."""
     facts = loaded.facts
@@ -103,9 +103,9 @@ def write_companions(
     (folder / "pard_rt.json").write_text(json.dumps(contract, indent=2) + "\n", "utf-8")
     table = token_bytes(loaded.tokenizer, facts.num_tokens)
     (folder / "token_bytes.bin").write_bytes(encode_token_bytes(table))
-    copied = [name for name in _TOKENIZER_FILES if (Path(source) / name).is_file()]
+    copied = [name for name in _TOKENIZER_FILES if (source / name).is_file()]
     for name in copied:
-        shutil.copyfile(Path(source) / name, folder / name)
+        shutil.copyfile(source / name, folder / name)
     if "tokenizer.json" not in copied:
         assert loaded.tokenizer is not None
         loaded.tokenizer.save_pretrained(folder)

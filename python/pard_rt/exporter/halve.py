@@ -9,12 +9,28 @@ import onnx_ir as ir
 import torch
 from onnx_ir.convenience import replace_all_uses_with
 
+from pard_rt.errors import ModelError
+
 
 @torch.no_grad()
 def round_to_half(module: Any) -> None:
-    """Round a module's weights to what float16 can say, whatever type they stay in."""
-    for parameter in module.parameters():
-        parameter.copy_(parameter.half())
+    """Round a module's weights to what float16 can say, whatever type they stay in.
+
+    Raises
+    ------
+    ModelError
+        One is too large for it.
+    """
+    for name, parameter in module.named_parameters():
+        half = parameter.half()
+        if half.isinf().any():
+            raise ModelError(
+                f"The weights {name} cannot be stored in float16",
+                f"numbers up to {torch.finfo(torch.float16).max:.0f}",
+                f"{parameter.abs().max():.0f}",
+                "Export without fp16_files.",
+            )
+        parameter.copy_(half)
 
 
 def store_halved(model: ir.Model) -> None:

@@ -59,6 +59,7 @@ def _use_standard_operators(model: onnx.ModelProto, bits: int) -> None:
         rows = next(attribute.i for attribute in node.attribute if attribute.name == "K")
         _transpose_weight(tensors[weight], bits, rows)
         by_column = onnx.numpy_helper.to_array(tensors[scales])
+        by_column = by_column.reshape(tensors[weight].dims[1], -1)  # some versions have them flat
         tensors[scales].CopyFrom(onnx.numpy_helper.from_array(by_column.T.copy(), scales))
         nodes += [
             onnx.helper.make_node(

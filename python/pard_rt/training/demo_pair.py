@@ -1,20 +1,21 @@
 """The pair of the demo, trained from nothing: `python -m pard_rt.training.demo_pair WORK`.
 
-Four stages, each resumed where it was stopped and skipped once its result is there:
+Stages, each resumed where it was stopped and skipped once its result is there:
 
     target         a Llama of 9M parameters on the standard library's source, bytes as tokens
     continuations  what the target itself writes after pieces of that source
-    classic        a Llama of 1.5M on those continuations: an autoregressive draft
-    parallel       the same, trained on through mask tokens: a parallel draft
+    draft          a Llama of 1.5M on those continuations, a plain language model
+    classic        the draft, trained on as it was: an autoregressive draft
+    parallel       the draft, trained on for as many steps through mask tokens: a parallel draft
+    export         WORK/demo: target, classic and parallel as the package has them in `pard_rt/demo`
 
-WORK holds checkpoints, losses and, at the end, the models in Hugging Face format; `--stage export`
-makes the folders of `pard_rt/demo` of them.
+WORK holds checkpoints, losses, and the models in Hugging Face format, their weights rounded to
+float16 as the folders hold them.
 """
 
 from __future__ import annotations
 
 import argparse
-import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,14 +26,13 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from pard_rt.exporter import export
 from pard_rt.training.loop import Schedule, StepLoss, Trainer
 from pard_rt.training.mask_prediction import IGNORED, MaskPrediction, draw_rows
 from pard_rt.training.stdlib_text import END, MASK, VOCAB_SIZE, learning_text, make_tokenizer
 
 MAX_LENGTH = 1024
 PROMPT, CONTINUATION = 192, 320  # tokens of the pieces the target continues, and of what it writes
-CONTINUATIONS_PER_FILE = 256
+CONTINUATIONS_PER_FILE = 128
 
 TARGET = {"hidden_size": 320, "intermediate_size": 896, "num_hidden_layers": 7, "heads": 5}
 DRAFT = {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 7, "heads": 4}
@@ -123,6 +123,7 @@ def continue_pieces(model: LlamaForCausalLM, pieces: Tensor, temperature: float)
         do_sample=temperature > 0,
         **({"temperature": temperature, "top_k": 0} if temperature > 0 else {}),
         pad_token_id=END,
+        cache_implementation="static",  # the default one is copied for every token
     )
     return written.to(torch.uint16)
 
@@ -163,15 +164,21 @@ class DemoPair:
             file.with_suffix(".partial").rename(file)
             print(f"{file.name}  {time.monotonic() - began:.0f} s", flush=True)
 
-    def classic(self) -> None:
-        """Train a draft as a plain language model: an autoregressive draft."""
+    def draft(self) -> None:
+        """Train a draft as a plain language model."""
         model = new_model(DRAFT, 2)
         loss = next_token_loss(model, self._mixed())
-        self._train("classic", model, loss, Schedule(self.steps(240)))
+        self._train("draft", model, loss, Schedule(self.steps(240)))
+
+    def classic(self) -> None:
+        """Train the draft on as it was."""
+        model = LlamaForCausalLM.from_pretrained(self.work / "draft", dtype=torch.float32)
+        loss = next_token_loss(model, self._mixed())
+        self._train("classic", model, loss, Schedule(self.steps(450), decay=0.5))
 
     def parallel(self) -> None:
         """Turn the draft into a parallel one."""
-        model = LlamaForCausalLM.from_pretrained(self.work / "classic", dtype=torch.float32)
+        model = LlamaForCausalLM.from_pretrained(self.work / "draft", dtype=torch.float32)
         model.config.pard_token = MASK
         model.config.spd_type = "pard"
         loss = mask_prediction_loss(model, self._mixed(), MaskPrediction())
@@ -186,31 +193,31 @@ class DemoPair:
     def _train(
         self, name: str, model: LlamaForCausalLM, loss: StepLoss, schedule: Schedule
     ) -> None:
-        if (self.work / name / "config.json").exists():
+        if (self.work / name).exists():
             return
         print(f"{name}: {sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters")
         Trainer(model, schedule, self.work / f"{name}.pt").run(loss)
-        make_tokenizer().save_pretrained(self.work / name)
-        model.save_pretrained(self.work / name)
+        partial = self.work / f"{name}.partial"
+        make_tokenizer().save_pretrained(partial)
+        model.half().save_pretrained(partial)  # type: ignore[no-untyped-call]
+        partial.rename(self.work / name)  # its name says that it is whole
 
     def export(self) -> None:
-        """Write the models as ONNX folders, in place of those the package has."""
-        demo = Path(__file__).parents[1] / "demo"
+        """Write the ONNX folders."""
+        from pard_rt.exporter import export
+
         for name in ("target", "classic", "parallel"):
-            shutil.rmtree(demo / name, ignore_errors=True)
-            export(self.work / name, demo / name, fp16_files=True)
+            export(self.work / name, self.work / "demo" / name, fp16_files=True)
 
 
-STAGES = ("target", "continuations", "classic", "parallel")
+STAGES = ("target", "continuations", "draft", "classic", "parallel", "export")
 
 
 def main() -> None:
     """Run the stages that are asked for."""
     parser = argparse.ArgumentParser(description="Train the pair of the demo.")
     parser.add_argument("work", type=Path, help="folder for checkpoints and results")
-    parser.add_argument(
-        "--stage", choices=(*STAGES, "export"), action="append", help="only this one"
-    )
+    parser.add_argument("--stage", choices=STAGES, action="append", help="only this one")
     parser.add_argument("--scale", type=float, default=1.0, help="of the steps, for a trial")
     parser.add_argument("--threads", type=int, default=0, help="of PyTorch")
     arguments = parser.parse_args()

@@ -120,6 +120,9 @@ class Trainer:
         for optimizer, saved in zip(self._optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         self.step = state["step"]
+        log = self.checkpoint.with_suffix(".jsonl")  # lines of steps that are run again go
+        lines = log.read_text("utf-8").splitlines(keepends=True) if log.is_file() else []
+        log.write_text("".join(x for x in lines if json.loads(x)["step"] <= self.step), "utf-8")
 
     def _log(self, loss: float, seconds: float) -> None:
         left = (self.schedule.steps - self.step) * seconds

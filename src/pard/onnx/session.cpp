@@ -63,11 +63,12 @@ Session::Session(std::shared_ptr<const OrtLibrary> library, const std::filesyste
   check(api.add_session_config_entry(raw, "session.intra_op.allow_spinning", spinning));
   // Of a draft and a target only one runs at a time: its threads must not spin into the other's.
   check(api.add_session_config_entry(raw, "session.force_spinning_stop", spinning));
+  // Constants are folded at load however large they are: by default not where it makes a gigabyte,
+  // and weights stored in another type would be converted anew in every forward.
+  check(api.add_session_config_entry(raw, "optimization.constant_folding_max_output_size_in_bytes",
+                                     "0"));
   if (options.dequantize_weights) {
-    // Folded at load like any constant, instead of fused; by default not where it makes a gigabyte.
     check(api.add_session_config_entry(raw, "session.disable_quant_qdq", "1"));
-    check(api.add_session_config_entry(
-        raw, "optimization.constant_folding_max_output_size_in_bytes", "0"));
   }
   append_provider(raw, options);
 
