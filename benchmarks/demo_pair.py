@@ -35,7 +35,7 @@ from pard_rt.training.stdlib_text import held_out_text
 Json = dict[str, Any]
 Decode = Callable[[list[int]], list[int]]
 
-PROMPT_LENGTH = 256
+PROMPT_LENGTH = 192
 DRAFTED_K = (2, 3, 4, 5, 6, 8)
 LOOP = 64  # tokens: an output that ends in so many of a short period loops
 LONGEST_PERIOD = 32

@@ -33,6 +33,7 @@ from pard_rt.training.stdlib_text import END, MASK, VOCAB_SIZE, learning_text, m
 MAX_LENGTH = 1024
 PROMPT, CONTINUATION = 192, 320  # tokens of the pieces the target continues, and of what it writes
 CONTINUATIONS_PER_FILE = 128
+LATE_LENGTH = 320  # tokens of a text in the last two stages: a dense mask grows with their square
 
 TARGET = {"hidden_size": 320, "intermediate_size": 896, "num_hidden_layers": 7, "heads": 5}
 DRAFT = {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 7, "heads": 4}
@@ -71,12 +72,16 @@ def pieces_of(text: Tensor, batch_size: int, length: int) -> Batch:
 
 
 def with_continuations(first: Batch, continuations: Tensor, batch_size: int) -> Batch:
-    """Put `batch_size` of the target's continuations beside the pieces of `first`."""
+    """Put `batch_size` pieces of the target's continuations beside the pieces of `first`."""
 
     def batch(step: int) -> Tensor:
         generator = torch.Generator().manual_seed(step)
+        pieces = first(step)
+        length = pieces.shape[1]
         rows = torch.randint(len(continuations), (batch_size,), generator=generator)
-        return torch.cat([first(step), continuations[rows].long()])
+        last = continuations.shape[1] - length
+        start = int(torch.randint(last + 1, (), generator=generator))
+        return torch.cat([pieces, continuations[rows, start : start + length].long()])
 
     return batch
 
@@ -167,28 +172,28 @@ class DemoPair:
     def draft(self) -> None:
         """Train a draft as a plain language model."""
         model = new_model(DRAFT, 2)
-        loss = next_token_loss(model, self._mixed())
+        loss = next_token_loss(model, self._mixed(2, PROMPT + CONTINUATION))
         self._train("draft", model, loss, Schedule(self.steps(240)))
 
     def classic(self) -> None:
         """Train the draft on as it was."""
         model = LlamaForCausalLM.from_pretrained(self.work / "draft", dtype=torch.float32)
-        loss = next_token_loss(model, self._mixed())
-        self._train("classic", model, loss, Schedule(self.steps(450), decay=0.5))
+        loss = next_token_loss(model, self._mixed(1, LATE_LENGTH))
+        self._train("classic", model, loss, Schedule(self.steps(600), decay=0.5))
 
     def parallel(self) -> None:
         """Turn the draft into a parallel one."""
         model = LlamaForCausalLM.from_pretrained(self.work / "draft", dtype=torch.float32)
         model.config.pard_token = MASK
         model.config.spd_type = "pard"
-        loss = mask_prediction_loss(model, self._mixed(), MaskPrediction())
-        self._train("parallel", model, loss, Schedule(self.steps(450), decay=0.5))
+        loss = mask_prediction_loss(model, self._mixed(1, LATE_LENGTH), MaskPrediction())
+        self._train("parallel", model, loss, Schedule(self.steps(600), decay=0.5))
 
-    def _mixed(self) -> Batch:
+    def _mixed(self, pieces: int, length: int) -> Batch:
+        """Give pieces of the text, and three times as many of continuations."""
         files = sorted((self.work / "continuations").glob("*.pt"))
         continuations = torch.cat([torch.load(file) for file in files])
-        length = continuations.shape[1]
-        return with_continuations(pieces_of(self.text, 2, length), continuations, 6)
+        return with_continuations(pieces_of(self.text, pieces, length), continuations, 3 * pieces)
 
     def _train(
         self, name: str, model: LlamaForCausalLM, loss: StepLoss, schedule: Schedule
