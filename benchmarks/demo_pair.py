@@ -15,6 +15,7 @@ import argparse
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -33,10 +34,11 @@ from pard_rt.hub import locate
 from pard_rt.training.stdlib_text import held_out_text
 
 Json = dict[str, Any]
-Decode = Callable[[list[int]], list[int]]
+Decode = Callable[[list[int], int], list[int]]  # prompt, new tokens -> tokens
 
-PROMPT_LENGTH = 192
+PROMPT_LENGTH = 64
 DRAFTED_K = (2, 3, 4, 5, 6, 8)
+SLOW_K = (2, 5, 8)  # of transformers, which takes several times as long
 LOOP = 64  # tokens: an output that ends in so many of a short period loops
 LONGEST_PERIOD = 32
 
@@ -50,6 +52,7 @@ class Way:
     decode: Decode
     k: int = 0
     seconds: list[list[float]] = field(default_factory=list)  # of every prompt, its turns
+    first: list[list[float]] = field(default_factory=list)  # those of its first token alone
     outputs: list[list[int]] = field(default_factory=list)
     counts: list[pard_rt.RoundCounts] = field(default_factory=list)
 
@@ -76,18 +79,19 @@ def loops(tokens: Sequence[int]) -> bool:
 # Ways of decoding ---------------------------------------------------------------------------------
 
 
-def our_ways(tokens: int) -> list[Way]:
+def our_ways() -> list[Way]:
     """Plain decoding, classic drafting and PARD, over one target."""
     plain = pard_rt.Generator(method="plain", threads=1)
     ways: list[Way] = []
 
     def add(name: str, generator: pard_rt.Generator, k: int) -> None:
-        way = Way(name, "pard-rt", lambda prompt: [], k)
+        way = Way(name, "pard-rt", lambda prompt, tokens: [], k)
 
-        def decode(prompt: list[int]) -> list[int]:
+        def decode(prompt: list[int], tokens: int) -> list[int]:
             generator.num_speculative_tokens = k
             output = generator.generate(prompt, max_new_tokens=tokens)
-            way.counts.append(output.stats.counts)
+            if tokens > 1:
+                way.counts.append(output.stats.counts)
             return output.token_ids
 
         way.decode = decode
@@ -108,7 +112,7 @@ def build(checkpoint: Path, folder: Path) -> None:
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
-def genai_ways(checkpoints: Path, work: Path, tokens: int) -> list[Way]:
+def genai_ways(checkpoints: Path, work: Path) -> list[Way]:
     """onnxruntime-genai, plainly and with its own speculation by the classic draft."""
     import onnxruntime_genai as og  # type: ignore[import-untyped]
 
@@ -120,20 +124,22 @@ def genai_ways(checkpoints: Path, work: Path, tokens: int) -> list[Way]:
 
     def make(k: int) -> Decode:
         folder = work / f"genai-{k}"
-        folder.mkdir(exist_ok=True)
+        folder.mkdir()
+        for name in ("target", "classic"):
+            shutil.copytree(work / name, folder / name)
         for file in (work / "target").glob("*token*"):
             (folder / file.name).write_bytes(file.read_bytes())
         model = {**config["model"]}
-        model["decoder"] = {**model["decoder"], **one_thread, "filename": "../target/model.onnx"}
+        model["decoder"] = {**model["decoder"], **one_thread, "filename": "target/model.onnx"}
         changed: Json = {**config, "model": model}
         if k:
             drafting = {**draft["model"]["decoder"], **one_thread}
-            model["draft"] = {**drafting, "filename": "../classic/model.onnx"}
+            model["draft"] = {**drafting, "filename": "classic/model.onnx"}
             changed["speculative"] = {"max_draft_tokens": k}
         (folder / "genai_config.json").write_text(json.dumps(changed))
         opened = og.Model(str(folder))
 
-        def decode(prompt: list[int]) -> list[int]:
+        def decode(prompt: list[int], tokens: int) -> list[int]:
             params = og.GeneratorParams(opened)
             params.set_search_options(max_length=len(prompt) + tokens, do_sample=False)
             generator = og.Generator(opened, params)
@@ -148,7 +154,7 @@ def genai_ways(checkpoints: Path, work: Path, tokens: int) -> list[Way]:
     return [plain, *(Way("classic", "onnxruntime-genai", make(k), k) for k in DRAFTED_K)]
 
 
-def transformers_ways(checkpoints: Path, tokens: int) -> list[Way]:
+def transformers_ways(checkpoints: Path) -> list[Way]:
     """Use transformers' generate, plainly and assisted by the classic draft."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -160,7 +166,7 @@ def transformers_ways(checkpoints: Path, tokens: int) -> list[Way]:
     )
 
     def make(k: int) -> Decode:
-        def decode(prompt: list[int]) -> list[int]:
+        def decode(prompt: list[int], tokens: int) -> list[int]:
             options: Json = {}
             if k:
                 draft.generation_config.num_assistant_tokens = k
@@ -181,25 +187,29 @@ def transformers_ways(checkpoints: Path, tokens: int) -> list[Way]:
         return decode
 
     plain = Way("plain", "transformers", make(0))
-    return [plain, *(Way("classic", "transformers", make(k), k) for k in DRAFTED_K)]
+    return [plain, *(Way("classic", "transformers", make(k), k) for k in SLOW_K)]
 
 
-def take_turns(ways: list[Way], prompts: list[list[int]], repeats: int) -> None:
+def take_turns(ways: list[Way], prompts: list[list[int]], tokens: int, repeats: int) -> None:
     """Let every way decode every prompt, in an order that changes."""
     shuffled = random.Random(0)
     for way in ways:
-        way.decode(prompts[0])  # warm
+        way.decode(prompts[0], tokens)  # warm
         way.counts.clear()
     with progress("decoding") as shown:
         for i, prompt in enumerate(prompts):
             shown.text = f"decoding, prompt {i + 1} of {len(prompts)}"
             for way in ways:
                 way.seconds.append([])
+                way.first.append([])
             for turn in range(repeats):
                 for way in shuffled.sample(ways, len(ways)):
                     start = time.perf_counter()
-                    output = way.decode(prompt)
-                    way.seconds[-1].append(time.perf_counter() - start)
+                    way.decode(prompt, 1)
+                    between = time.perf_counter()
+                    output = way.decode(prompt, tokens)
+                    way.seconds[-1].append(time.perf_counter() - between)
+                    way.first[-1].append(between - start)
                     if turn == 0:
                         way.outputs.append(output)
 
@@ -207,13 +217,16 @@ def take_turns(ways: list[Way], prompts: list[list[int]], repeats: int) -> None:
 # The floor of a round -----------------------------------------------------------------------------
 
 
-class Recorder(pard_rt.Model):
-    """A model that notes what it is asked."""
+Asked = list[tuple[pard_rt.OnnxModel, int, list[int], int]]
 
-    def __init__(self, inner: pard_rt.OnnxModel) -> None:
+
+class Recorder(pard_rt.Model):
+    """A model that notes what it is asked, in a list it shares with others."""
+
+    def __init__(self, inner: pard_rt.OnnxModel, asked: Asked) -> None:
         super().__init__()
         self.inner = inner
-        self.asked: list[tuple[int, list[int], int]] = []
+        self.asked = asked
 
     def info(self) -> pard_rt.ModelInfo:
         """Return the model's own."""
@@ -222,25 +235,27 @@ class Recorder(pard_rt.Model):
     def forward(self, batch: list[pard_rt.ForwardItem]) -> Any:
         """Note and pass on."""
         for item in batch:
-            self.asked.append((item.past_length, item.tokens.tolist(), item.num_rows))
+            self.asked.append((self.inner, item.past_length, item.tokens.tolist(), item.num_rows))
         return self.inner.forward(batch)
 
     def release(self, sequence: int) -> None:
         """Pass on."""
         self.inner.release(sequence)
 
-    def replay(self, sequence: int) -> float:
-        """Return the seconds of the same forwards, nothing else in between."""
-        items = [
-            pard_rt.ForwardItem(sequence=sequence, past_length=p, tokens=t, num_rows=r)
-            for p, t, r in self.asked
-        ]
-        start = time.perf_counter()
-        for item in items:
-            self.inner.forward([item])
-        seconds = time.perf_counter() - start
-        self.inner.release(sequence)
-        return seconds
+
+def replay(asked: Asked, sequence: int) -> float:
+    """Return the seconds of the same forwards in the same order, nothing else in between."""
+    items = [
+        (model, pard_rt.ForwardItem(sequence=sequence, past_length=p, tokens=t, num_rows=r))
+        for model, p, t, r in asked
+    ]
+    start = time.perf_counter()
+    for model, item in items:
+        model.forward([item])
+    seconds = time.perf_counter() - start
+    for model in {id(model): model for model, _ in items}.values():
+        model.release(sequence)
+    return seconds
 
 
 def cost_of_a_call() -> float:
@@ -262,20 +277,17 @@ def cost_of_a_call() -> float:
 
 def measure_efficiency(prompts: list[list[int]], tokens: int, k: int, repeats: int) -> Json:
     """Bare forwards of draft and target over the time of the rounds that ran them."""
-
-    def models() -> tuple[Recorder, Recorder]:
-        target = pard_rt.OnnxModel(locate("demo"), threads=1)
-        draft = pard_rt.OnnxModel(locate("demo/parallel"), threads=1, is_target=False)
-        return Recorder(target), Recorder(draft)
-
-    target, draft = models()
+    asked: Asked = []
+    target = Recorder(pard_rt.OnnxModel(locate("demo"), threads=1), asked)
+    draft = Recorder(
+        pard_rt.OnnxModel(locate("demo/parallel"), threads=1, exact=False, is_target=False), asked
+    )
     per_call = cost_of_a_call()
     mask = draft.inner.contract.mask_token_id
     assert mask is not None
     shares, bare, walls = [], 0.0, 0.0
     for i, prompt in enumerate(prompts):
-        for recorder in (target, draft):
-            recorder.asked.clear()
+        asked.clear()
         recorded = pard_rt.Decoder(
             target, pard_rt.ParallelDrafter(draft, mask), num_speculative_tokens=k
         )
@@ -291,8 +303,7 @@ def measure_efficiency(prompts: list[list[int]], tokens: int, k: int, repeats: i
             decoder.run()
             wall = time.perf_counter() - start
             number = 1_000_000 + i * repeats + turn
-            calls = len(target.asked) + len(draft.asked)
-            pairs.append((target.replay(number) + draft.replay(number) - calls * per_call, wall))
+            pairs.append((replay(asked, number) - len(asked) * per_call, wall))
         shares.append(median(forwards / wall for forwards, wall in pairs))
         bare += median(forwards for forwards, _ in pairs)
         walls += median(wall for _, wall in pairs)
@@ -304,13 +315,21 @@ def measure_efficiency(prompts: list[list[int]], tokens: int, k: int, repeats: i
 
 def summarize(way: Way, chosen: list[int], plain: Way) -> Json:
     """Sum over chosen prompts; speed-ups are to pard-rt's plain decoding."""
-    seconds = sum(median(way.seconds[i]) for i in chosen)
+
+    def total(of: Way) -> float:
+        return sum(median(of.seconds[i]) for i in chosen)
+
+    def after_first(of: Way) -> float:
+        return total(of) - sum(median(of.first[i]) for i in chosen)
+
+    seconds = total(way)
     found: Json = {
         "engine": way.engine,
         "way": way.name,
         "k": way.k,
         "tokens_per_second": sum(len(way.outputs[i]) for i in chosen) / seconds,
-        "speed_up": sum(median(plain.seconds[i]) for i in chosen) / seconds,
+        "speed_up": total(plain) / seconds,
+        "speed_up_after_first": after_first(plain) / after_first(way),
         "same_text": all(way.outputs[i] == plain.outputs[i] for i in chosen),
     }
     if way.counts:
@@ -329,11 +348,11 @@ def summarize(way: Way, chosen: list[int], plain: Way) -> Json:
 def measure(arguments: argparse.Namespace, work: Path) -> Json:
     """Run everything once; other engines' graphs are built in `work`."""
     prompts = held_out_prompts(arguments.prompts)
-    ways = our_ways(arguments.tokens)
+    ways = our_ways()
     if arguments.checkpoints:
-        ways += genai_ways(arguments.checkpoints, work, arguments.tokens)
-        ways += transformers_ways(arguments.checkpoints, arguments.tokens)
-    take_turns(ways, prompts, arguments.repeats)
+        ways += genai_ways(arguments.checkpoints, work)
+        ways += transformers_ways(arguments.checkpoints)
+    take_turns(ways, prompts, arguments.tokens, arguments.repeats)
     plain = ways[0]
     engines = {way.engine for way in ways} - {"pard-rt"}
     looping = [i for i, output in enumerate(plain.outputs) if loops(output)]
@@ -372,13 +391,15 @@ def machine() -> str:
 
 def format_table(rows: list[Json]) -> str:
     """Write rows as a table."""
-    lines = ["| engine | way | K | tokens/s | to plain | tokens per round | same text |"]
-    lines.append("| --- | --- | --- | --- | --- | --- | --- |")
+    columns = ("engine", "way", "K", "tokens/s", "to plain", "after the first token")
+    columns += ("tokens per round", "same text")
+    lines = [f"| {' | '.join(columns)} |", "| --- " * len(columns) + "|"]
     for row in rows:
         per_round = f"{row['tokens_per_round']:.2f}" if "tokens_per_round" in row else ""
         lines.append(
             f"| {row['engine']} | {row['way']} | {row['k'] or ''} | {row['tokens_per_second']:.0f} "
-            f"| {row['speed_up']:.2f} | {per_round} | {'yes' if row['same_text'] else 'no'} |"
+            f"| {row['speed_up']:.2f} | {row['speed_up_after_first']:.2f} | {per_round} "
+            f"| {'yes' if row['same_text'] else 'no'} |"
         )
     return "\n".join(lines)
 
@@ -408,7 +429,9 @@ def page(found: Json) -> str:
         "",
         f"* PARD, K = {pard['k']}: **{pard['speed_up']:.2f}** times plain decoding, "
         f"{pard['speed_up'] / classic['speed_up']:.2f} times classic drafting with the draft of "
-        f"the same size at its best, K = {classic['k']}.",
+        f"the same size at its best, K = {classic['k']}; after the first token, which has all of "
+        f"the target's prefill, {pard['speed_up_after_first']:.2f} and "
+        f"{pard['speed_up_after_first'] / classic['speed_up_after_first']:.2f}.",
         f"* Efficiency, the bare forwards of draft and target over the time of the rounds: "
         f"{found['efficiency']['median']:.3f} (K = {found['efficiency']['k']}). They are called "
         f"from Python; {1e6 * found['efficiency']['per_call']:.0f} us a call, the time "

@@ -171,6 +171,11 @@ class Generator:
     threads
         Of one forward; 0: one for every physical core. PyTorch's are those of the whole process.
 
+    Attributes
+    ----------
+    decoder : Decoder
+        What runs beneath, for its counts and times.
+
     Raises
     ------
     FolderError, ModelError, RuntimeMissingError
