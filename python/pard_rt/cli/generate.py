@@ -14,10 +14,10 @@ from pard_rt.generator import Generator, Method, Options, Output
 
 # What the demo's model writes on from where no prompt is given.
 DEMO_PROMPTS = (
-    "def fibonacci(",
-    'class Stack:\n    """A stack of',
+    "class Parser:\n    def ",
+    "def read(self, size=-1):\n    ",
     "import os\nimport sys\n\ndef main(",
-    "    def __init__(self, ",
+    "        return self.",
 )
 _COMPARED_K = (2, 4, 6, 8)
 _METHODS: tuple[tuple[Method, str], ...] = (("draft", "classic drafting"), ("pard", "PARD"))
