@@ -43,9 +43,9 @@ std::shared_ptr<py::function> share(py::function function) {
 TokenObserver observer_of(py::function function) {
   return [function = share(std::move(function))](const TokenEvent& event) {
     const py::gil_scoped_acquire gil;
-    const auto seen = std::make_shared<Event>(
-        Event{event.token, event.sequence.length() - 1, event.from_draft, event.sequence.finished(),
-              event.row});
+    const auto seen =
+        std::make_shared<Event>(Event{event.token, event.sequence.length() - 1, event.from_draft,
+                                      event.sequence.finished(), event.row});
     py::object go_on;
     try {
       go_on = (*function)(seen);
