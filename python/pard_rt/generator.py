@@ -339,8 +339,10 @@ class Generator:
 
         Examples
         --------
-        >>> for piece in Generator().stream("import os", max_new_tokens=8):
-        ...     print(piece, end="", flush=True)  # doctest: +SKIP
+        >>> generator = Generator()
+        >>> pieces = generator.stream("import os", max_new_tokens=8)
+        >>> "".join(map(str, pieces)) == generator.generate("import os", max_new_tokens=8).text
+        True
         """
         if not _is_one(prompt):
             raise _bad_prompt(prompt)

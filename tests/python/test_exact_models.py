@@ -8,6 +8,7 @@ kernels round differently for one row and for several: `assert_no_near_tie` show
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -263,7 +264,9 @@ def cached_rows(model: Any, sequence: int) -> Rows:
 def transformers_prefill(module: Any, tokens: NDArray[np.int32]) -> Rows:
     """The cache transformers fills with a whole text, [1, heads, n, head size] by layer."""
     cache = DynamicCache()
-    module(input_ids=torch.from_numpy(tokens).long()[None], past_key_values=cache, use_cache=True)
+    parameters = inspect.signature(module.forward).parameters
+    name = "cache" if "cache" in parameters else "past_key_values"  # before transformers 5.24
+    module(input_ids=torch.from_numpy(tokens).long()[None], **{name: cache}, use_cache=True)
     return lambda layer, length: (
         cache.layers[layer].keys[0, :, :length].transpose(0, 1),
         cache.layers[layer].values[0, :, :length].transpose(0, 1),
