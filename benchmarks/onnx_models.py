@@ -751,6 +751,14 @@ def page(found: Json) -> str:
             """),
         open_table(found["open"]),
     ]
+    elsewhere = {
+        part: found[part]["machine"]
+        for part in MEASURES
+        if found[part]["machine"] != found["machine"]
+    }
+    if elsewhere:
+        machines = "; ".join(f"*{part}* on {name}" for part, name in elsewhere.items())
+        parts.insert(2, prose(f"Parts measured at another time: {machines}."))
     return "\n\n".join(parts) + "\n"
 
 
@@ -778,7 +786,8 @@ def main() -> None:
         found = json.loads(arguments.out.read_text()) if arguments.only else {}
         found |= describe(work, arguments.size)
         for part in [arguments.only] if arguments.only else MEASURES:
-            found[part] = MEASURES[part](work, SIZES[arguments.size])
+            measured = MEASURES[part](work, SIZES[arguments.size])
+            found[part] = {**measured, "machine": found["machine"]}
             say(f"{part} is measured")
         arguments.out.write_text(json.dumps(found, indent=1) + "\n")
     found = json.loads(arguments.out.read_text())
