@@ -138,8 +138,13 @@ def test_generate_reads_stdin(
     assert capsys.readouterr().out.startswith("the\nrain")
 
 
-def test_generate_says_no(pair: Pair, capsys: pytest.CaptureFixture[str]) -> None:
+def test_generate_says_no(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     command = ["generate", "the", "--target", pair.target]
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\xff"), "utf-8"))
+    fails(capsys, ["generate", "-", "--target", pair.target], "stdin", "UTF-8")
+    fails(capsys, [*command, "--seed", "-1"], "seed", "-1")
     fails(capsys, [*command, "--method", "pard"], 'method "pard" needs a draft')
     fails(capsys, [*command, "--compare", *FEW], 'method "draft" needs a draft')
     fails(capsys, [*command, "--top-p", "0"], "top_p")

@@ -9,7 +9,7 @@ from statistics import median
 from typing import cast
 
 from pard_rt.cli.output import paint, print_field, progress
-from pard_rt.errors import IncompatibleModelsError
+from pard_rt.errors import IncompatibleModelsError, InvalidArgumentError
 from pard_rt.generator import Generator, Method, Options, Output
 
 # What the demo's model writes on from where no prompt is given.
@@ -49,7 +49,14 @@ def _open(arguments: argparse.Namespace) -> Generator:
 
 
 def _read(prompt: str) -> str:
-    return sys.stdin.read() if prompt == "-" else prompt
+    if prompt != "-":
+        return prompt
+    try:
+        return sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise InvalidArgumentError(
+            "The prompt on stdin is no text", "UTF-8", str(error), "Convert it."
+        ) from error
 
 
 def _options(arguments: argparse.Namespace) -> Options:
@@ -131,8 +138,8 @@ def _ways(generator: Generator, arguments: argparse.Namespace) -> list[_Way]:
                 method, arguments.draft, mask_token_id=arguments.mask_token_id
             )
         except IncompatibleModelsError:
-            if method == "pard" and len(ways) > 1:  # no parallel draft, but a classic one
-                continue
-            raise
+            if method == "draft":
+                raise
+            continue  # no parallel draft, but a classic one
         ways += [_Way(f"{name}, K = {k}", drafting, k) for k in _COMPARED_K]
     return ways
