@@ -9,7 +9,7 @@ ONNXRUNTIME = $(wildcard $(CURDIR)/$(VENV)/lib/python3*/site-packages/onnxruntim
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 PACKAGE := $(shell git ls-files src csrc python cmake CMakeLists.txt pyproject.toml)
-SOURCES := $(shell git ls-files '*.h' '*.cpp')
+SOURCES := $(shell git ls-files '*.h' '*.cpp' '*.hip')
 
 .PHONY: help demo test test-cpp test-python fuzz lint format bench wheel setup clean
 
@@ -30,7 +30,8 @@ test: lint test-cpp fuzz test-python
 # Statistics run in the plain build, everything else under sanitizers. ThreadSanitizer cannot see
 # into ONNX Runtime, so its run leaves those tests out.
 test-cpp: setup build/graphs
-	cmake --preset dev >/dev/null && cmake --build --preset dev --target pard_law_tests
+	cmake --preset dev -DPARD_BUILD_GPU_CODE=ON >/dev/null
+	cmake --build --preset dev --target pard_law_tests pard_gpu_code
 	ctest --preset dev -R 'law|headers'
 	cmake --preset asan >/dev/null && cmake --build --preset asan
 	PARD_TEST_GRAPHS=$(CURDIR)/build/graphs PARD_RT_ONNXRUNTIME=$(ONNXRUNTIME) ctest --preset asan

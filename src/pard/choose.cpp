@@ -100,12 +100,11 @@ Maxima find_maxima(const LogitsRow& row) {
 Row prepare(const LogitsRow& row, const Maxima& maxima, float inverse_temperature) {
   static thread_local std::vector<float> converted;
   if (row.dtype != DType::f32) converted.resize(static_cast<std::size_t>(row.size));
-  return {floats_of(row, 0, row.size, converted.data()),
+  return {{maxima.max, inverse_temperature},
+          floats_of(row, 0, row.size, converted.data()),
           static_cast<Token>(row.size),
           maxima.blocks.data(),
-          maxima.max,
-          maxima.argmax,
-          inverse_temperature};
+          maxima.argmax};
 }
 
 bool ranks_before(const Candidate& a, const Candidate& b) {

@@ -1,13 +1,13 @@
 #pragma once
 
-// What the kernels of choose() compute for one token: like noise.h, arithmetic that gives the same
-// bits everywhere, and free of branches so that loops over it become vector instructions.
+// What choosing computes for one token, on every CPU and GPU: like noise.h, arithmetic that gives
+// the same bits everywhere, and free of branches so that loops over it become vector instructions.
 
 #include <cstdint>
 #include <limits>
 
-#include "choose_kernels.h"
 #include "noise.h"
+#include "types.h"
 
 namespace pard::detail {
 
@@ -17,13 +17,40 @@ using noise::select;
 
 inline constexpr float infinity = std::numeric_limits<float>::infinity();
 
+// A place in the ranking by (logit descending, id ascending): the tokens at or before it are kept.
+struct Cutoff {
+  float logit;
+  Token id;
+};
+
+inline constexpr Token any_id = std::numeric_limits<Token>::max();
+inline constexpr Cutoff keep_all{-std::numeric_limits<float>::infinity(), any_id};
+
+// What a token weighs while a prefix of the ranking is measured. Weights are integers, so that a
+// sum does not depend on its order. A token at -inf can never be chosen and weighs 0 in both.
+enum class Measure : std::uint8_t {
+  count,        // 1
+  probability,  // floor(2^40 * exp((logit - max) / temperature)); max_vocab_size of them fit 64
+                // bits
+};
+
+// How the logits of a row become scores.
+struct Tempering {
+  float max;
+  float inverse_temperature;
+};
+
+// Tokens by distance to the maximum, nearest first: each bin covers 1/64 of an octave of (max -
+// logit) / temperature, from 2^-12 to 2^20; nearer and farther ones share the outer bins.
+inline constexpr std::int32_t num_bins = 32 * 64;
+
 // Whether the ranking has this token at or before the cutoff. Bitwise, so that it stays free of
 // branches.
 PARD_INLINE bool keeps(Cutoff kept, float logit, Token id) {
   return (logit > kept.logit) | ((logit == kept.logit) & (id <= kept.id));
 }
 
-PARD_INLINE float tempered(const Row& row, float logit) {
+PARD_INLINE float tempered(const Tempering& row, float logit) {
   return (logit - row.max) * row.inverse_temperature;
 }
 
@@ -63,7 +90,7 @@ PARD_INLINE Weight weight_of(float x) {
   return {high, static_cast<std::int32_t>((scaled - static_cast<float>(high)) * 0x1p20F)};
 }
 
-PARD_INLINE Weight weight_of(const Row& row, Measure measure, float logit) {
+PARD_INLINE Weight weight_of(const Tempering& row, Measure measure, float logit) {
   if (measure == Measure::count) return {0, logit > -infinity ? 1 : 0};
   return weight_of(tempered(row, logit));
 }

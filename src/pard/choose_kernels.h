@@ -4,10 +4,10 @@
 // widths return the same bits; internal to choose.cpp and its tests.
 
 #include <cstdint>
-#include <limits>
 #include <span>
 #include <vector>
 
+#include "choose_arithmetic.h"
 #include "logits.h"
 #include "types.h"
 
@@ -20,30 +20,11 @@ constexpr std::size_t num_blocks(Token size) {
   return (static_cast<std::size_t>(size) + block_size - 1) / block_size;
 }
 
-// A place in the ranking by (logit descending, id ascending): the tokens at or before it are kept.
-struct Cutoff {
-  float logit;
-  Token id;
-};
-
-inline constexpr Token any_id = std::numeric_limits<Token>::max();
-inline constexpr Cutoff keep_all{-std::numeric_limits<float>::infinity(), any_id};
-
-struct Row {
+struct Row : Tempering {
   const float* logits;
   Token size;
   const float* block_maxima;  // [num_blocks(size)]
-  float max;
   Token argmax;
-  float inverse_temperature;
-};
-
-// What a token weighs while a prefix of the ranking is measured. Weights are integers, so that a
-// sum does not depend on its order. A token at -inf can never be chosen and weighs 0 in both.
-enum class Measure : std::uint8_t {
-  count,        // 1
-  probability,  // floor(2^40 * exp((logit - max) / temperature)); max_vocab_size of them fit 64
-                // bits
 };
 
 struct Candidate {
@@ -51,10 +32,6 @@ struct Candidate {
   Token id;
   std::uint64_t weight;
 };
-
-// Tokens by distance to the maximum, nearest first: each bin covers 1/64 of an octave of (max -
-// logit) / temperature, from 2^-12 to 2^20; nearer and farther ones share the outer bins.
-inline constexpr std::int32_t num_bins = 32 * 64;
 
 struct Kernels {
   const char* name;

@@ -10,7 +10,6 @@
 // -ffp-contract=off (nvcc: -fmad=false) and never with -ffast-math.
 
 #include <cstdint>
-#include <cstring>
 
 #include "types.h"
 
@@ -59,7 +58,7 @@ template <class To, class From>
 PARD_INLINE To from_bits(From bits) {
   static_assert(sizeof(To) == sizeof(From));
   To value;
-  std::memcpy(&value, &bits, sizeof(value));
+  __builtin_memcpy(&value, &bits, sizeof(value));
   return value;
 }
 

@@ -147,8 +147,11 @@ struct Prepared {
       block = i % pard::detail::block_size == 0 ? logits[i] : std::max(block, logits[i]);
     }
     const float* top = std::max_element(logits, logits + size);
-    row = {logits, static_cast<Token>(size),         maxima.data(),
-           *top,   static_cast<Token>(top - logits), 1.0F / temperature};
+    row = {{*top, 1.0F / temperature},
+           logits,
+           static_cast<Token>(size),
+           maxima.data(),
+           static_cast<Token>(top - logits)};
   }
 
   std::vector<float> maxima;

@@ -9,10 +9,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from pard_rt import InvalidArgumentError
+from pard_rt.training.attention import ChainAttention, plan_blocks, use_chain_attention
 from pard_rt.training.loop import Schedule, Trainer
 from pard_rt.training.mask_prediction import IGNORED, MaskPrediction, draw_rows
 from pard_rt.training.muon import Muon, orthogonalize
@@ -29,7 +30,7 @@ MASK = 31
 
 
 @given(
-    length=st.integers(1, 40),
+    lengths=st.lists(st.integers(1, 40), min_size=1, max_size=3),
     num_subtasks=st.integers(1, 9),
     retention=st.floats(0, 1),
     min_retention=st.floats(0, 1),
@@ -37,39 +38,74 @@ MASK = 31
 )
 @settings(deadline=None)
 def test_rows_are_what_the_definition_says(
-    length: int, num_subtasks: int, retention: float, min_retention: float, seed: int
+    lengths: list[int], num_subtasks: int, retention: float, min_retention: float, seed: int
 ) -> None:
     chosen = MaskPrediction(num_subtasks, retention, min_retention)
-    rows = draw_rows(length, chosen, torch.Generator().manual_seed(seed))
+    rows = draw_rows(lengths, chosen, torch.Generator().manual_seed(seed))
+    length = sum(lengths)
+    document = [number for number, size in enumerate(lengths) for _ in range(size)]
+    place = [t for size in lengths for t in range(size)]
+    left = [size - 1 - t for size in lengths for t in range(size)]
     tokens = torch.arange(100, 100 + length)[None]
     pairs = list(zip(rows.anchors.tolist(), rows.depths.tolist(), strict=True))
 
     # Sub-task 1 is the text; deeper ones name a token that is there, and keep their whole chain.
+    assert rows.num_real == length
     assert pairs[:length] == [(t, 1) for t in range(length)]
     assert len(set(pairs)) == len(pairs)
     for anchor, depth in pairs[length:]:
         assert 2 <= depth <= num_subtasks
-        assert anchor + depth < length
+        assert depth <= left[anchor]
         assert (anchor, depth - 1) in pairs
     for depth in range(2, num_subtasks + 1):
         share = max(retention ** (depth - 1), min_retention)
         kept = sum(d == depth for _, d in pairs)
         assert kept <= round(length * share)
-        assert kept >= round(length * share) - depth  # the last anchors have nothing to name
+        # The last anchors of a document have nothing to name.
+        assert kept >= round(length * share) - depth * len(lengths)
 
     positions = rows.positions.tolist()
     visible = rows.visible()
     labels = rows.labels(tokens)[0].tolist()
     fed = rows.fill(tokens, MASK)[0].tolist()
     for q, (anchor, depth) in enumerate(pairs):
-        t = positions[q]
-        assert t == anchor + depth - 1
+        t = anchor + depth - 1
+        assert positions[q] == place[anchor] + depth - 1
         assert fed[q] == (100 + anchor if depth == 1 else MASK)
-        assert labels[q] == (100 + t + 1 if t + 1 < length else IGNORED)
+        assert labels[q] == (100 + t + 1 if depth <= left[anchor] else IGNORED)
         for k, (other, other_depth) in enumerate(pairs):
-            real = other_depth == 1 and positions[k] <= t - (depth - 1)
+            real = other_depth == 1 and other <= anchor and document[other] == document[anchor]
             chain = other == anchor and 2 <= other_depth <= depth
             assert visible[q, k] == (real or chain)
+
+
+@given(
+    lengths=st.lists(st.integers(1, 150), min_size=1, max_size=3),
+    num_subtasks=st.integers(1, 9),
+    groups=st.sampled_from([1, 2]),
+    seed=st.integers(0, 2**32),
+)
+@settings(deadline=None, max_examples=40)
+def test_chain_attention_is_attention_with_the_dense_mask(
+    lengths: list[int], num_subtasks: int, groups: int, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    rows = draw_rows(lengths, MaskPrediction(num_subtasks), generator)
+    size = {"generator": generator, "dtype": torch.float64}
+    q = torch.randn(2, groups, len(rows.anchors), 8, **size)  # type: ignore[call-overload]
+    k, v = torch.randn(2, 2, len(rows.anchors), 8, **size)  # type: ignore[call-overload]
+    weight = torch.randn(q.shape, **size)  # type: ignore[call-overload]
+    inputs = [x.requires_grad_() for x in (q, k, v)]
+
+    def results(out: Tensor) -> list[Tensor]:
+        return [out, *torch.autograd.grad((out * weight).sum(), inputs)]
+
+    fast = ChainAttention.apply(q, k, v, plan_blocks(rows), 0.3)  # type: ignore[no-untyped-call]
+    dense = scaled_dot_product_attention(
+        q, k[:, None], v[:, None], attn_mask=rows.visible(), scale=0.3
+    )
+    for one, other in zip(results(fast), results(dense), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-8, rtol=0)
 
 
 def tiny_llama() -> LlamaForCausalLM:
@@ -91,12 +127,15 @@ def tiny_llama() -> LlamaForCausalLM:
 def test_a_training_row_is_a_row_of_decoding() -> None:
     """What a draft learns at a row is what it is asked there: `t0 .. ts [M] .. [M]`."""
     model, tokens = tiny_llama(), torch.randint(31, (1, 12))
-    rows = draw_rows(12, MaskPrediction(4, 0.8, 0.3), torch.Generator().manual_seed(1))
+    rows = draw_rows([12], MaskPrediction(4, 0.8, 0.3), torch.Generator().manual_seed(1))
+    use_chain_attention(model)
     together = model(
         input_ids=rows.fill(tokens, MASK),
         position_ids=rows.positions[None],
-        attention_mask=rows.visible()[None, None],
+        blocks=plan_blocks(rows),
+        use_cache=False,
     ).logits[0]
+    model.set_attn_implementation("sdpa")
     for row, (anchor, depth) in enumerate(zip(rows.anchors, rows.depths, strict=True)):
         masks = torch.full((1, int(depth) - 1), MASK)
         alone = model(input_ids=torch.cat([tokens[:, : anchor + 1], masks], dim=1)).logits[0, -1]

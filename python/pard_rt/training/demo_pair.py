@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from pard_rt.training.attention import plan_blocks, use_chain_attention
 from pard_rt.training.loop import Schedule, StepLoss, Trainer
 from pard_rt.training.mask_prediction import IGNORED, MaskPrediction, draw_rows
 from pard_rt.training.stdlib_text import END, MASK, VOCAB_SIZE, learning_text, make_tokenizer
@@ -33,7 +34,7 @@ from pard_rt.training.stdlib_text import END, MASK, VOCAB_SIZE, learning_text, m
 MAX_LENGTH = 1024
 PROMPT, CONTINUATION = 192, 320  # tokens of the pieces the target continues, and of what it writes
 CONTINUATIONS_PER_FILE = 128
-LATE_LENGTH = 320  # tokens of a text in the last two stages: a dense mask grows with their square
+LATE_LENGTH = 320  # tokens of a text in the last two stages
 
 TARGET = {"hidden_size": 320, "intermediate_size": 896, "num_hidden_layers": 7, "heads": 5}
 DRAFT = {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 7, "heads": 4}
@@ -100,15 +101,18 @@ def next_token_loss(model: LlamaForCausalLM, batch: Batch) -> StepLoss:
 def mask_prediction_loss(
     model: LlamaForCausalLM, batch: Batch, settings: MaskPrediction
 ) -> StepLoss:
-    """Parallel mask prediction; one drawing of rows serves the texts of a batch."""
+    """Parallel mask prediction over the texts of a batch, packed into one sequence."""
+    use_chain_attention(model)
 
     def loss(step: int) -> Tensor:
-        tokens = batch(step)
-        rows = draw_rows(tokens.shape[1], settings, torch.Generator().manual_seed(step))
+        texts = batch(step)
+        tokens = texts.reshape(1, -1)
+        lengths = [texts.shape[1]] * len(texts)
+        rows = draw_rows(lengths, settings, torch.Generator().manual_seed(step))
         logits = model(
             input_ids=rows.fill(tokens, MASK),
             position_ids=rows.positions[None],
-            attention_mask=rows.visible()[None, None],
+            blocks=plan_blocks(rows),
             use_cache=False,
         ).logits
         labels = rows.labels(tokens)
@@ -149,8 +153,8 @@ class DemoPair:
     def target(self) -> None:
         """Train the target."""
         model = new_model(TARGET, 1)
-        batch = pieces_of(self.text, 4, 513)
-        self._train("target", model, next_token_loss(model, batch), Schedule(self.steps(800)))
+        batch = pieces_of(self.text, 8, 513)
+        self._train("target", model, next_token_loss(model, batch), Schedule(self.steps(1000)))
 
     def continuations(self) -> None:
         """Let the target write on from pieces of the text: two greedy files, then a sampled one."""

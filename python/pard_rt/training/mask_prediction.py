@@ -13,11 +13,13 @@ the mask tokens of its own chain, which are those of the same anchor up to itsel
 
 This is what decoding does: the last K rows of `t(s) [M] .. [M]` are K proposals. Conditional drop
 (COD) keeps fewer anchors the deeper the sub-task, and a chain it keeps it keeps from the start.
+Documents packed into one sequence know nothing of each other.
 Method: PARD, arXiv 2504.18583, section 3.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -70,52 +72,75 @@ class MaskPrediction:
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of one training forward over N real tokens: those first, then the mask tokens.
+    """The rows of one training forward over N real tokens.
 
-    Each field has shape [M], on the CPU.
+    Those come first, in their order; behind them the mask tokens, chain by chain in the order of
+    their anchors. Each field has shape [M], on the CPU.
     """
 
     anchors: Tensor  # the last real token a row sees
     depths: Tensor  # its sub-task, 1..K
+    firsts: Tensor  # the first token of its document
+    ends: Tensor  # one behind the last
+
+    @property
+    def num_real(self) -> int:
+        """N."""
+        return int((self.depths == 1).sum())
 
     @property
     def positions(self) -> Tensor:
-        """Where each row stands in the text."""
-        return self.anchors + self.depths - 1
+        """Where each row stands in its document."""
+        return self.anchors - self.firsts + self.depths - 1
 
     def visible(self) -> Tensor:
         """Which row sees which, bool [M, M] indexed [query, key].
 
-        Real tokens up to its anchor, and its own chain up to itself.
+        Real tokens of its document up to its anchor, and its own chain up to itself. This is the
+        definition; `pard_rt.training.attention` has the same without the square.
         """
-        anchor, depth = self.anchors[:, None], self.depths[:, None]
-        real = (self.depths == 1) & (self.anchors <= anchor)
+        anchor, depth, first = self.anchors[:, None], self.depths[:, None], self.firsts[:, None]
+        real = (self.depths == 1) & (self.anchors <= anchor) & (self.anchors >= first)
         chain = (self.anchors == anchor) & (self.depths <= depth)
         return real | chain
 
     def fill(self, tokens: Tensor, mask_token_id: int) -> Tensor:
-        """Return the token ids to feed, [B, M], for texts [B, N]."""
-        return torch.where(self.depths == 1, tokens[:, self.anchors], mask_token_id)
+        """Return the token ids to feed, [..., M], for real tokens [..., N]."""
+        return torch.where(self.depths == 1, tokens[..., self.anchors], mask_token_id)
 
     def labels(self, tokens: Tensor) -> Tensor:
-        """Return the tokens each row is to name, [B, M]; IGNORED behind the end of a text."""
+        """Return the tokens each row is to name, [..., M]; IGNORED behind a document's end."""
         ahead = self.anchors + self.depths
-        inside = ahead < tokens.shape[1]
-        return torch.where(inside, tokens[:, ahead.clamp(max=tokens.shape[1] - 1)], IGNORED)
+        inside = ahead < self.ends
+        return torch.where(inside, tokens[..., ahead.clamp(max=tokens.shape[-1] - 1)], IGNORED)
 
 
-def draw_rows(length: int, settings: MaskPrediction, generator: torch.Generator) -> Rows:
-    """Draw which mask tokens a training forward over `length` real tokens has.
+def draw_rows(
+    lengths: Sequence[int], settings: MaskPrediction, generator: torch.Generator
+) -> Rows:
+    """Draw which mask tokens a training forward over documents of these lengths has.
 
-    Anchors are ranked at random once; each sub-task keeps the first ones of that ranking, so a
+    All anchors are ranked at random once; each sub-task keeps the first ones of that ranking, so a
     chain that reaches depth d has every depth before it. Chains that would name a token behind the
-    end of the text stop there.
+    end of their document stop there.
     """
-    ranking = torch.randperm(length, generator=generator)
-    anchors, depths = [torch.arange(length)], [torch.ones(length, dtype=torch.int64)]
+    sizes = torch.tensor(lengths)
+    last = sizes.cumsum(0)
+    end = last.repeat_interleave(sizes)
+    first = (last - sizes).repeat_interleave(sizes)
+    ranking = torch.randperm(len(end), generator=generator)
+    depth_of = torch.ones(len(end), dtype=torch.int64)  # the deepest sub-task of each anchor
     for depth in range(2, settings.num_subtasks + 1):
-        kept = ranking[: settings.num_kept(depth, length)]
-        kept = kept[kept + depth < length]
-        anchors.append(kept)
-        depths.append(torch.full_like(kept, depth))
-    return Rows(torch.cat(anchors), torch.cat(depths))
+        depth_of[ranking[: settings.num_kept(depth, len(end))]] = depth
+    room = end - torch.arange(len(end)) - 1
+    num_masks = torch.minimum(depth_of, room).sub(1).clamp(min=0)
+    anchors = torch.arange(len(end)).repeat_interleave(num_masks)
+    begins = (num_masks.cumsum(0) - num_masks).repeat_interleave(num_masks)
+    depths = torch.arange(len(anchors)) - begins + 2
+    anchors = torch.cat([torch.arange(len(end)), anchors])
+    return Rows(
+        anchors,
+        torch.cat([torch.ones(len(end), dtype=torch.int64), depths]),
+        first[anchors],
+        end[anchors],
+    )

@@ -63,5 +63,5 @@ def orthogonalize(matrix: Tensor) -> Tensor:
     a, b, c = _QUINTIC
     for _ in range(_ROUNDS):
         gram = wide @ wide.T
-        wide = a * wide + (b * gram + c * gram @ gram) @ wide
+        wide = torch.addmm(wide, torch.addmm(gram, gram, gram, beta=b, alpha=c), wide, beta=a)
     return wide if matrix.shape[0] <= matrix.shape[1] else wide.T

@@ -1,0 +1,12 @@
+# Fails where a kernel of an AMD code object touches scratch memory: registers were not enough.
+execute_process(COMMAND ${READELF} --notes ${OBJECT} OUTPUT_VARIABLE notes COMMAND_ERROR_IS_FATAL ANY)
+string(REGEX MATCHALL "\\.(private_segment_fixed_size|vgpr_spill_count): *[0-9]+" counts "${notes}")
+if(NOT counts)
+  message(FATAL_ERROR "${OBJECT} has no kernel descriptors")
+endif()
+foreach(count ${counts})
+  if(NOT count MATCHES ": *0$")
+    file(REMOVE ${OBJECT})
+    message(FATAL_ERROR "A kernel of ${OBJECT} spills: ${count}")
+  endif()
+endforeach()

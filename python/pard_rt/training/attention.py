@@ -1,0 +1,151 @@
+"""Attention of mask prediction without the square of its rows.
+
+A row sees the real tokens of its document up to its anchor, and its own chain (see
+`mask_prediction`). The rows are taken in blocks of neighbouring anchors. The queries of a block are
+its real tokens and all their chains; its keys are the real tokens up to the block's last and the
+block's own chains. Only the corner of keys within the block needs a mask, the same one in every
+layer, so that memory grows with the number of rows, and no score is computed of a chain that
+another block owns:
+
+                     keys: real tokens before the block | the block: real, chains
+    queries: real                  all seen             |  causal  ,  none
+             chains                all seen             |  <= anchor, own chain
+
+`ChainAttention` keeps queries, keys and values alone for the backward pass and computes the
+probabilities again there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pard_rt.training.mask_prediction import Rows
+
+NAME = "pard_chain"  # of this attention among those of transformers
+_ANCHORS = 64  # of a block: wide enough for fast products, narrow enough to waste little on chains
+
+
+@dataclass(frozen=True)
+class Block:
+    """Neighbouring anchors of one document, and their chains."""
+
+    first: int  # real token of its document
+    begin: int  # real tokens of the block
+    end: int
+    chains_begin: int  # rows of their mask tokens
+    chains_end: int
+    corner: Tensor  # bool [queries, keys within the block], True where not seen
+
+    def take(self, rows: Tensor, begin: int) -> Tensor:
+        """Real rows from `begin` and the rows of the chains, of [..., M, D]."""
+        real = rows[..., begin : self.end, :]
+        if self.chains_begin == self.chains_end:
+            return real
+        return torch.cat([real, rows[..., self.chains_begin : self.chains_end, :]], dim=-2)
+
+    def add(self, rows: Tensor, values: Tensor, begin: int) -> None:
+        """Add to the rows that `take` takes."""
+        num_real = self.end - begin
+        rows[..., begin : self.end, :] += values[..., :num_real, :]
+        rows[..., self.chains_begin : self.chains_end, :] += values[..., num_real:, :]
+
+
+def plan_blocks(rows: Rows, device: torch.device | str = "cpu") -> list[Block]:
+    """Cut the rows into blocks; none has two documents."""
+    num_real = rows.num_real
+    chain_anchors = rows.anchors[num_real:].contiguous()
+    blocks = []
+    begin = 0
+    while begin < num_real:
+        end = min(begin + _ANCHORS, int(rows.ends[begin]))
+        low, high = torch.searchsorted(chain_anchors, torch.tensor([begin, end])).tolist()
+        low, high = low + num_real, high + num_real
+        inside = torch.cat([torch.arange(begin, end), torch.arange(low, high)])
+        of_block = Rows(*(field[inside] for field in vars(rows).values()))
+        corner = ~of_block.visible().to(device)
+        blocks.append(Block(int(rows.firsts[begin]), begin, end, low, high, corner))
+        begin = end
+    return blocks
+
+
+class ChainAttention(torch.autograd.Function):
+    """Queries [H_kv, G, M, D], keys and values [H_kv, M, D] to outputs [H_kv, G, M, D].
+
+    G query heads share a key head. Scores, probabilities and sums are of the dtype of the inputs,
+    the softmax itself is of float32 or better.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, blocks: list[Block], scale: float
+    ) -> Tensor:
+        """Attend, block by block."""
+        ctx.save_for_backward(q, k, v)
+        ctx.blocks, ctx.scale = blocks, scale
+        out = torch.empty_like(q)
+        for block in blocks:
+            p = _probabilities(q, k, block, scale)
+            rows = (p.flatten(1, 2) @ block.take(v, block.first)).view(*p.shape[:3], v.shape[-1])
+            num_real = block.end - block.begin
+            out[..., block.begin : block.end, :] = rows[..., :num_real, :]
+            out[..., block.chains_begin : block.chains_end, :] = rows[..., num_real:, :]
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        """Compute the probabilities again, and from them the gradients."""
+        q, k, v = ctx.saved_tensors
+        dq, dk, dv = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
+        for block in ctx.blocks:
+            p = _probabilities(q, k, block, ctx.scale).flatten(1, 2)  # [H_kv, G * queries, keys]
+            d_out = block.take(grad, block.begin).flatten(1, 2)
+            block.add(dv, p.mT @ d_out, block.first)
+            dp = d_out @ block.take(v, block.first).mT
+            ds = (dp - (dp * p).sum(-1, keepdim=True)).mul_(p).mul_(ctx.scale)
+            queries = block.take(q, block.begin)
+            block.add(dk, ds.mT @ queries.flatten(1, 2), block.first)
+            block.add(dq, (ds @ block.take(k, block.first)).view_as(queries), block.begin)
+        return dq, dk, dv, None, None
+
+
+def _probabilities(q: Tensor, k: Tensor, block: Block, scale: float) -> Tensor:
+    queries, keys = block.take(q, block.begin), block.take(k, block.first)
+    scores = (queries.flatten(1, 2) @ keys.mT).mul_(scale)
+    scores = scores.view(*queries.shape[:3], keys.shape[-2])  # [H_kv, G, queries, keys]
+    before = block.begin - block.first
+    scores[..., before:].masked_fill_(block.corner, -torch.inf)
+    wide = torch.promote_types(scores.dtype, torch.float32)
+    return torch.softmax(scores, dim=-1, dtype=wide).to(scores.dtype)
+
+
+def attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float,
+    blocks: list[Block],
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Attend as the layers of transformers ask for it.
+
+    Takes [1, H, M, D], returns [1, M, H, D]. `blocks` comes through the model's keyword arguments.
+    """
+    (q,), (k,), (v,) = query, key, value
+    grouped = q.unflatten(0, (k.shape[0], -1))
+    out = ChainAttention.apply(grouped, k, v, blocks, scaling)  # type: ignore[no-untyped-call]
+    return out.flatten(0, 1).transpose(0, 1)[None], None
+
+
+def use_chain_attention(model: nn.Module) -> None:
+    """Let a transformers model attend so; its calls then need `blocks`."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(NAME, attend)
+    model.set_attn_implementation(NAME)  # type: ignore[operator]
