@@ -12,6 +12,8 @@ void register_sequence(py::module_& module);
 void register_model(py::module_& module);
 void register_onnx(py::module_& module);
 void register_draft(py::module_& module);
+void register_executor(py::module_& module);
+void register_gpu(py::module_& module);
 void register_decoder(py::module_& module);
 
 }  // namespace pard::python

@@ -14,6 +14,9 @@ void register_draft(py::module_& module) {
   py::classh<AutoregressiveDrafter, Drafter>(module, "AutoregressiveDrafter")
       .def(py::init<std::shared_ptr<Model>, std::int64_t>(), py::arg("draft"), py::kw_only(),
            py::arg("prefill_chunk") = 512);
+
+  module.def("check_compatible", &check_compatible, py::arg("target"), py::arg("draft"),
+             "Refuses a draft whose token ids are not the target's.");
 }
 
 }  // namespace pard::python

@@ -9,5 +9,7 @@ PYBIND11_MODULE(_core, module) {
   register_model(module);
   register_onnx(module);
   register_draft(module);
+  register_executor(module);
+  register_gpu(module);
   register_decoder(module);
 }

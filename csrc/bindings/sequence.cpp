@@ -44,6 +44,10 @@ void register_sequence(py::module_& module) {
       .def_property_readonly("tokens", [](const Sequence& self) { return array_of(self.tokens()); })
       .def_property_readonly("generated",
                              [](const Sequence& self) { return array_of(self.generated()); })
+      .def_property_readonly("length", &Sequence::length)
+      .def_property_readonly("remaining", &Sequence::remaining)
+      .def_property_readonly("sampling",
+                             [](const Sequence& self) { return self.params().sampling; })
       .def_property_readonly("finished", &Sequence::finished)
       .def_property_readonly("finish_reason", &reason_of)
       .def_property_readonly("counts", [](const Sequence& self) { return self.counts(); })

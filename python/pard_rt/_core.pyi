@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from collections.abc import Sequence as ListLike
 from os import PathLike
-from typing import Any, Protocol, final
+from typing import Any, Protocol, final, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -281,6 +281,16 @@ class Sequence:
         """The tokens committed after the prompt (a copy)."""
 
     @property
+    def length(self) -> int:
+        """How many tokens are committed."""
+
+    @property
+    def remaining(self) -> int:
+        """How many may still be committed; 0 once finished."""
+
+    @property
+    def sampling(self) -> SamplingParams: ...
+    @property
     def finished(self) -> bool: ...
     @property
     def finish_reason(self) -> str | None:
@@ -319,6 +329,120 @@ class TokenEvent:
         """
 
 @final
+class SequenceRound:
+    """What a round yields for one sequence.
+
+    Parameters
+    ----------
+    num_proposals, num_accepted : int
+        K for this sequence, and how many held.
+    tokens : token ids
+        The accepted proposals and the token behind them; none with an error.
+    error : Exception, optional
+        Why nothing could be chosen; the sequence's state is then as before the round.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_proposals: int = 0,
+        num_accepted: int = 0,
+        tokens: ListLike[int] = ...,
+        error: Exception | None = None,
+    ) -> None: ...
+
+class RoundExecutor:
+    """Runs rounds on one device and keeps the caches.
+
+    Subclass it, defining these methods. ``target_info()``, ``can_draft()``: what there is;
+    ``launch(batch, num_speculative_tokens)``: start a round over a list of ``Sequence``;
+    ``collect()``: a ``SequenceRound`` per sequence, in the batch's order;
+    ``keep(sequence, length)``: a sequence (by id) has this many committed tokens now;
+    ``release(sequence)``: forget it.
+    """
+
+    def __init__(self) -> None: ...
+
+@final
+class KernelSet:
+    """The kernels of a round: on a GPU, from a code object, or on the host.
+
+    Addresses are integers, as ``Tensor.data_ptr()`` gives them; csrc/gpu/round.h says what lies
+    there.
+
+    Parameters
+    ----------
+    driver : str
+        "host", "cuda" or "hip".
+    code_object : str
+        A file built for the card.
+
+    Raises
+    ------
+    RuntimeMissingError
+        There is no driver, or it does not take the code object.
+    """
+
+    def __init__(self, driver: str, code_object: str = "") -> None: ...
+    def build_input(
+        self,
+        *,
+        tokens: int,
+        lengths: int,
+        sampling: int,
+        capacity: int,
+        draft_tokens: int,
+        draft_positions: int,
+        draft_rows: int,
+        target_tokens: int,
+        target_positions: int,
+        mask_token: int,
+        draft_vocab: int,
+        num_proposals: int,
+        num_slots: int,
+        stream: int = 0,
+    ) -> None:
+        """Write the rows draft and target are fed, but for the proposals."""
+
+    def choose_and_verify(
+        self,
+        *,
+        logits: int,
+        dtype: str,
+        row_stride: int,
+        vocab_size: int,
+        num_rows: int,
+        is_target: bool,
+        tokens: int,
+        lengths: int,
+        sampling: int,
+        capacity: int,
+        target_tokens: int,
+        chosen: int,
+        bad_draft: int,
+        arrived: int,
+        records: int,
+        num_slots: int,
+        stream: int = 0,
+    ) -> None:
+        """Choose the draft's proposals, or the target's tokens and how many proposals hold."""
+
+MAX_ROUND_ROWS: int
+SLOT_RECORD_INTS: int
+
+def slot_sampling(params: SamplingParams) -> bytes:
+    """Return what a slot with a sequence of these parameters holds: 32 bytes."""
+
+def check_compatible(target: ModelInfo, draft: ModelInfo) -> None:
+    """Refuse a draft whose token ids are not the target's.
+
+    Raises
+    ------
+    IncompatibleModelsError
+        They are not.
+    """
+
+@final
 class Decoder:
     """Decodes sequences together, round by round; they join and leave between rounds.
 
@@ -337,6 +461,8 @@ class Decoder:
         Sequences decoded at a time; others wait.
     prefill_chunk : int
         Tokens of a prompt the target takes per round.
+    executor : RoundExecutor
+        What runs the rounds, instead of target and drafter; it belongs to the decoder from then on.
 
     Raises
     ------
@@ -346,6 +472,7 @@ class Decoder:
         An option is out of range, or one Model is both target and draft.
     """
 
+    @overload
     def __init__(
         self,
         target: Model,
@@ -354,6 +481,14 @@ class Decoder:
         num_speculative_tokens: int | None = None,
         max_batch_size: int = 16,
         prefill_chunk: int = 512,
+    ) -> None: ...
+    @overload
+    def __init__(
+        self,
+        executor: RoundExecutor,
+        *,
+        num_speculative_tokens: int | None = None,
+        max_batch_size: int = 16,
     ) -> None: ...
     def add(
         self,

@@ -160,8 +160,9 @@ class Generator:
     num_speculative_tokens
         Proposals per round (K), 0..64.
     device
-        ``"cpu"``; for ONNX folders also ``"cuda"``, ``"migraphx"`` or ``"rocm"``, the execution
-        providers of ONNX Runtime.
+        ``"cpu"`` or ``"cuda"``, which is PyTorch's name for AMD's cards too: there a round is one
+        captured graph. For ONNX folders, one of ONNX Runtime's execution providers: ``"cuda"``,
+        ``"migraphx"`` or ``"rocm"``.
     backend
         ``"onnx"`` or ``"torch"`` refuses models that would run in the other.
     max_length
@@ -212,6 +213,7 @@ class Generator:
         self._open = partial(open_model, backend=backend, device=device, threads=threads)
         self._target = self._open(target, max_length=max_length)
         self._target.probe()
+        self._captures = device != "cpu" and self._target.loaded is not None
         self._text = self._target.text() if self._target.has_tokenizer else None
         self._lock = threading.RLock()
         self._draft_with(method, draft, num_speculative_tokens, mask_token_id)
@@ -256,15 +258,25 @@ class Generator:
         if draft is None and self._is_demo:
             draft = _DEMO_DRAFTS.get(method)
         drafter: Drafter | None = None
+        opened: OpenedModel | None = None
         if draft is not None and method != "plain":
             opened = self._open(draft, is_target=False, mask_token_id=mask_token_id)
             opened.probe()
             drafter = _drafter_of(opened, method)
-        self.decoder = Decoder(
-            self._target.model,
-            drafter,
-            num_speculative_tokens=num_proposals if drafter is not None else 0,
-        )
+        num_proposals = num_proposals if drafter is not None else 0
+        if self._captures and not isinstance(drafter, AutoregressiveDrafter):
+            from pard_rt.models.captured_executor import capture
+
+            executor = capture(self._target, opened)
+            self.decoder = Decoder(
+                executor,
+                num_speculative_tokens=num_proposals,
+                max_batch_size=executor.max_batch_size,
+            )
+        else:
+            self.decoder = Decoder(
+                self._target.model, drafter, num_speculative_tokens=num_proposals
+            )
         self._rounds = _Rounds(self.decoder, self._lock)
 
     @property

@@ -9,12 +9,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pard_rt._core import Model, ModelInfo, OnnxModel, ProbeReport, probe_model
 from pard_rt.errors import FolderError, InvalidArgumentError, RuntimeMissingError
 from pard_rt.hub import locate
 from pard_rt.text import TokenText
+
+if TYPE_CHECKING:
+    from pard_rt.loading import LoadedModel
 
 Kind = Literal["onnx", "hugging face"]
 Backend = Literal["auto", "onnx", "torch"]
@@ -36,6 +39,7 @@ class OpenedModel:
     probe: Callable[[], ProbeReport]  # raises ModelError where rows disagree or do not rewind
     text: Callable[[], TokenText]  # raises FolderError where there is no tokenizer
     has_tokenizer: bool
+    loaded: LoadedModel | None = None  # where PyTorch runs it
 
 
 def kind_of(path: Path) -> Kind:
@@ -152,10 +156,10 @@ def _open_onnx(
 def _open_hugging_face(
     path: Path, device: str, threads: int, max_length: int | None, mask_token_id: int | None
 ) -> OpenedModel:
-    if device != "cpu" or threads < 0:
+    if device not in ("cpu", "cuda") or threads < 0:
         raise InvalidArgumentError(
-            f"'{path}' is a Hugging Face directory, which PyTorch runs on the CPU here",
-            "device cpu and 0 or more threads",
+            f"'{path}' is a Hugging Face directory, which PyTorch runs",
+            "device cpu, or cuda (AMD's cards too), and 0 or more threads",
             f"device {device}, {threads} threads",
             "Other devices are ONNX Runtime's: write a folder for it with pard-rt export.",
         )
@@ -166,12 +170,25 @@ def _open_hugging_face(
         from pard_rt.models.probe import TOLERANCE
         from pard_rt.models.torch_model import TorchModel
     hush_transformers()
+    if device == "cuda" and not torch.cuda.is_available():
+        raise RuntimeMissingError(
+            "PyTorch sees no GPU",
+            "a card, its driver, and a PyTorch built for it",
+            f"PyTorch {torch.__version__}",
+            "Install PyTorch for your card (pytorch.org), or take device='cpu'.",
+        )
     if threads:
         torch.set_num_threads(threads)
-    loaded = load(path, mask_token_id=mask_token_id, max_length=max_length, need_tokenizer=False)
+    loaded = load(
+        path,
+        device=device,
+        mask_token_id=mask_token_id,
+        max_length=max_length,
+        need_tokenizer=False,
+    )
     facts, dtype = loaded.facts, loaded.module.dtype
     model = TorchModel(loaded)
-    described = ["Hugging Face directory", str(dtype).removeprefix("torch.")]
+    described = ["Hugging Face directory", str(dtype).removeprefix("torch."), device]
     if facts.mask_token_id is not None:
         described.append(f"mask token {facts.mask_token_id}")
 
@@ -190,6 +207,7 @@ def _open_hugging_face(
         probe=lambda: probe_model(model, tolerance=TOLERANCE.get(dtype, 0.1)),
         text=text,
         has_tokenizer=loaded.tokenizer is not None,
+        loaded=loaded,
     )
 
 

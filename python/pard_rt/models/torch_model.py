@@ -70,8 +70,8 @@ class TorchModel(Model):
         Returns
         -------
         Tensor or None
-            Logits [sum of num_rows, vocab_size] in batch order, in the module's dtype, on its
-            device; None where no rows were asked for.
+            Logits [sum of num_rows, vocab_size] in batch order, in the module's dtype, in host
+            memory, where they are chosen from; None where no rows were asked for.
 
         Raises
         ------
@@ -99,7 +99,7 @@ class TorchModel(Model):
                 use_cache=False,
                 logits_to_keep=torch.from_numpy(rows).to(self._device),
             )
-        return out.logits[0] if len(rows) else None
+        return out.logits[0].cpu() if len(rows) else None
 
     def release(self, sequence: int) -> None:
         """Free what is kept for a sequence; unknown ids are ignored."""

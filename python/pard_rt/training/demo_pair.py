@@ -4,7 +4,7 @@ Stages, each resumed where it was stopped and skipped once its result is there:
 
     target         a Llama of 9M parameters on the standard library's source, bytes as tokens
     continuations  what the target itself writes after pieces of that source
-    draft          a Llama of 1.5M on those continuations, a plain language model
+    draft          a narrow, deep Llama of 1.5M on those continuations, a plain language model
     classic        the draft, trained on as it was: an autoregressive draft
     parallel       the draft, trained on for as many steps through mask tokens: a parallel draft
     export         WORK/demo: target, classic and parallel as the package has them in `pard_rt/demo`
@@ -32,12 +32,11 @@ from pard_rt.training.mask_prediction import IGNORED, MaskPrediction, draw_rows
 from pard_rt.training.stdlib_text import END, MASK, VOCAB_SIZE, learning_text, make_tokenizer
 
 MAX_LENGTH = 1024
-PROMPT, CONTINUATION = 192, 320  # tokens of the pieces the target continues, and of what it writes
+PROMPT, CONTINUATION = 96, 224  # tokens of the pieces the target continues, and of what it writes
 CONTINUATIONS_PER_FILE = 128
-LATE_LENGTH = 320  # tokens of a text in the last two stages
 
 TARGET = {"hidden_size": 320, "intermediate_size": 896, "num_hidden_layers": 7, "heads": 5}
-DRAFT = {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 7, "heads": 4}
+DRAFT = {"hidden_size": 96, "intermediate_size": 288, "num_hidden_layers": 12, "heads": 3}
 
 Batch = Callable[[int], Tensor]  # step -> token ids [B, N]
 
@@ -161,7 +160,7 @@ class DemoPair:
         model = LlamaForCausalLM.from_pretrained(self.work / "target", dtype=torch.float32)
         folder = self.work / "continuations"
         folder.mkdir(exist_ok=True)
-        for number in range(self.steps(9)):
+        for number in range(self.steps(24)):
             file = folder / f"{number:03}.pt"
             if file.exists():
                 continue
@@ -182,16 +181,16 @@ class DemoPair:
     def classic(self) -> None:
         """Train the draft on as it was."""
         model = LlamaForCausalLM.from_pretrained(self.work / "draft", dtype=torch.float32)
-        loss = next_token_loss(model, self._mixed(1, LATE_LENGTH))
-        self._train("classic", model, loss, Schedule(self.steps(600), decay=0.5))
+        loss = next_token_loss(model, self._mixed(1, PROMPT + CONTINUATION))
+        self._train("classic", model, loss, Schedule(self.steps(1800), decay=0.5))
 
     def parallel(self) -> None:
         """Turn the draft into a parallel one."""
         model = LlamaForCausalLM.from_pretrained(self.work / "draft", dtype=torch.float32)
         model.config.pard_token = MASK
         model.config.spd_type = "pard"
-        loss = mask_prediction_loss(model, self._mixed(1, LATE_LENGTH), MaskPrediction())
-        self._train("parallel", model, loss, Schedule(self.steps(600), decay=0.5))
+        loss = mask_prediction_loss(model, self._mixed(1, PROMPT + CONTINUATION), MaskPrediction())
+        self._train("parallel", model, loss, Schedule(self.steps(1800), decay=0.5))
 
     def _mixed(self, pieces: int, length: int) -> Batch:
         """Give pieces of the text, and three times as many of continuations."""

@@ -115,9 +115,7 @@ class Rows:
         return torch.where(inside, tokens[..., ahead.clamp(max=tokens.shape[-1] - 1)], IGNORED)
 
 
-def draw_rows(
-    lengths: Sequence[int], settings: MaskPrediction, generator: torch.Generator
-) -> Rows:
+def draw_rows(lengths: Sequence[int], settings: MaskPrediction, generator: torch.Generator) -> Rows:
     """Draw which mask tokens a training forward over documents of these lengths has.
 
     All anchors are ranked at random once; each sub-task keeps the first ones of that ranking, so a
