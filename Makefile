@@ -11,12 +11,13 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 PACKAGE := $(shell git ls-files src csrc python cmake CMakeLists.txt pyproject.toml)
 SOURCES := $(shell git ls-files '*.h' '*.cpp' '*.hip')
 
-.PHONY: help demo test test-cpp test-python fuzz lint format bench wheel setup clean
+.PHONY: help demo test test-cpp test-python fuzz lint format bench gpu-check wheel setup clean
 
 help:
 	@echo "make demo     watch a small model write Python, plainly and with a parallel draft"
 	@echo "make test     everything: lint, C++ tests under sanitizers, fuzzers, Python tests"
 	@echo "make bench    the cost of the decoding loop and of choosing tokens"
+	@echo "make gpu-check  checks and measures everything on the GPU at hand; GPU_CHECK=--dry-run on the CPU"
 	@echo "make wheel    a wheel for other machines in dist/, installed and started in an empty environment"
 	@echo "make fuzz     the fuzzers alone, FUZZ_SECONDS=$(FUZZ_SECONDS) each"
 	@echo "make format   formats all sources"
@@ -68,6 +69,10 @@ bench: setup
 	cmake --preset release >/dev/null && cmake --build --preset release
 	build/release/benchmarks/round_bench
 	build/release/benchmarks/choose_bench
+
+# Needs a PyTorch for the card: TORCH says which. Done steps are kept: run it again where it was cut off.
+gpu-check: $(VENV)/installed
+	$(BIN)/python benchmarks/gpu_check.py $(GPU_CHECK)
 
 # auditwheel names the oldest glibc the wheel runs on.
 wheel: setup

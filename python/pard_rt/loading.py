@@ -90,7 +90,7 @@ def load(
     config = _load_config(name)
     _require_decoder(name, config)
     check_weights(folder)
-    module = _load_module(name, config, dtype).to(device)
+    module = _put(_load_module(name, config, dtype), name, device)
     tokenizer = _load_tokenizer(name, need_tokenizer)
     embedding_rows = module.get_input_embeddings().weight.shape[0]
     mask = read_mask_token(config, embedding_rows, mask_token_id)
@@ -116,6 +116,19 @@ def load(
             "Use the tokenizer the model was trained with.",
         )
     return LoadedModel(module, module.config, tokenizer, facts)
+
+
+def _put(module: Any, name: str, device: str | torch.device) -> Any:
+    try:
+        return module.to(device)
+    except torch.OutOfMemoryError as error:
+        size = sum(tensor.numel() * tensor.element_size() for tensor in module.parameters())
+        raise ModelError(
+            f"The weights of {name} do not fit on {device}",
+            f"{size / 2**30:.1f} GiB of memory",
+            first_line(error),
+            "Free the card, or load a smaller or quantized model.",
+        ) from error
 
 
 def read_mask_token(config: Any, embedding_rows: int, explicit: int | None = None) -> int | None:

@@ -183,6 +183,32 @@ def test_no_gpu_is_an_error_before_weights_are_read(tiny_models: TinyModels) -> 
         pard_rt.Generator(tiny_models.checkpoint("llama"), device="cuda")
 
 
+def test_out_of_memory_says_whose_and_leaves_the_rest_usable(
+    tiny_models: TinyModels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = tiny_models.checkpoint("llama", seed=3)
+    target = load(checkpoint)
+    decoder = pard_rt.Decoder(CapturedExecutor(target))
+    sequence = decoder.add([1, 2, 3], max_new_tokens=10)
+    decoder.step()
+
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("Tried to allocate 2 GiB. GPU 0 has 1 GiB free.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(target.module, "forward", full)
+        with pytest.raises(pard_rt.ModelError, match=r"llama.*ran out.*Tried to allocate 2 GiB"):
+            decoder.run()
+        patch.setattr(type(target.module), "to", full)
+        with pytest.raises(pard_rt.ModelError, match=r"weights of .* do not fit"):
+            load(checkpoint, device="meta")
+    decoder.run()
+    expected = pard_rt.Decoder(TorchModel(load(checkpoint)))
+    twin = expected.add([1, 2, 3], max_new_tokens=10)
+    expected.run()
+    assert sequence.generated.tolist() == twin.generated.tolist()
+
+
 def test_no_driver_is_an_error_of_its_own() -> None:
     from pard_rt._core import KernelSet
 

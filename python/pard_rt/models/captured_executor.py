@@ -450,6 +450,9 @@ class CapturedExecutor(RoundExecutor):
             self._run(shape, buffers)
         return graph.replay
 
+    def _proposed(self, shape: _Shape, target_tokens: Tensor) -> None:
+        """Let a subclass change the proposals, target_tokens[:, 1:], on the device."""
+
     def _run(self, shape: _Shape, buffers: dict[str, Tensor]) -> None:
         k, first, slots = shape.num_proposals, shape.first, shape.num_slots
         stream = torch.cuda.current_stream().cuda_stream if self._device.type == "cuda" else 0
@@ -501,6 +504,7 @@ class CapturedExecutor(RoundExecutor):
             )
             known = min(_num_tokens(self._draft.info), _num_tokens(target.info))
             choose(logits, k, known, False)
+            self._proposed(shape, buffers["target_tokens"])
         rows = torch.arange(slots * (k + 1), device=self._device)
         logits = target.forward(
             buffers["target_tokens"],

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pard_rt._core import ModelInfo
+from pard_rt.errors import ModelError
 from pard_rt.loading import LoadedModel
 from pard_rt.models.attention import AttentionCall, attending, softmax_scores
 from pard_rt.models.probe import adopt
@@ -141,13 +142,27 @@ class StaticModel:
         -------
         Tensor
             Logits [n, vocab_size] in the module's dtype.
+
+        Raises
+        ------
+        ModelError
+            The device has no memory left; what was there before still works.
         """
-        with attending(SlotRows(self.cache, first, positions, context)):
-            out = self.module(
-                input_ids=tokens.view(1, -1),
-                position_ids=positions.view(1, -1),
-                use_cache=False,
-                logits_to_keep=rows,
-            )
+        try:
+            with attending(SlotRows(self.cache, first, positions, context)):
+                out = self.module(
+                    input_ids=tokens.view(1, -1),
+                    position_ids=positions.view(1, -1),
+                    use_cache=False,
+                    logits_to_keep=rows,
+                )
+        except torch.OutOfMemoryError as error:
+            raise ModelError(
+                f"{self.info.name} ran out of the memory of {self.device}",
+                f"room for {tokens.numel()} rows and the keys and values of "
+                f"{self.cache.num_slots} x {self.cache.capacity} positions",
+                str(error).split(". ")[0],
+                "Pass a smaller max_length, decode fewer sequences together, or free the card.",
+            ) from error
         logits: Tensor = out.logits[0]
         return logits

@@ -182,7 +182,7 @@ class DemoPair:
         """Train the draft on as it was."""
         model = LlamaForCausalLM.from_pretrained(self.work / "draft", dtype=torch.float32)
         loss = next_token_loss(model, self._mixed(1, PROMPT + CONTINUATION))
-        self._train("classic", model, loss, Schedule(self.steps(1800), decay=0.5))
+        self._train("classic", model, loss, Schedule(self.steps(1200), decay=0.5))
 
     def parallel(self) -> None:
         """Turn the draft into a parallel one."""
@@ -190,7 +190,7 @@ class DemoPair:
         model.config.pard_token = MASK
         model.config.spd_type = "pard"
         loss = mask_prediction_loss(model, self._mixed(1, PROMPT + CONTINUATION), MaskPrediction())
-        self._train("parallel", model, loss, Schedule(self.steps(1800), decay=0.5))
+        self._train("parallel", model, loss, Schedule(self.steps(1200), decay=0.5))
 
     def _mixed(self, pieces: int, length: int) -> Batch:
         """Give pieces of the text, and three times as many of continuations."""
