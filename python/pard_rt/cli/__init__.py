@@ -1,4 +1,4 @@
-"""The command line: `pard-rt generate`, `export`, `info`, `check` (docs/cli.md).
+"""The command line: `pard-rt generate`, `export`, `train`, `info`, `check` (docs/cli.md).
 
 Commands are imported when they run: only those that touch a Hugging Face directory need PyTorch.
 """
@@ -66,6 +66,10 @@ def _run(arguments: argparse.Namespace) -> int:
         from pard_rt.cli.export import run_export
 
         return run_export(arguments)
+    if arguments.command == "train":
+        from pard_rt.cli.train import run_train
+
+        return run_train(arguments)
     if arguments.command == "info":
         if arguments.cmake_dir:
             print(get_cmake_dir())
@@ -88,6 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_generate(commands.add_parser("generate", help="write on from a prompt"))
     _add_export(commands.add_parser("export", help="write a model as an ONNX folder"))
+    _add_train(commands.add_parser("train", help="make a parallel draft of a small model"))
     _add_info(commands.add_parser("info", help="say what is installed, and what folders are"))
     _add_check(commands.add_parser("check", help="try a model or a pair, and say what it costs"))
     return parser
@@ -160,7 +165,7 @@ def _add_decoding(parser: argparse.ArgumentParser, *, max_new_tokens: int) -> No
         "--device",
         default="cpu",
         metavar="D",
-        help="cpu (default), or ONNX Runtime's provider: cuda, migraphx or rocm",
+        help="cpu (default) or cuda; for ONNX folders also migraphx or rocm",
     )
 
 
@@ -197,6 +202,46 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-length", type=int, metavar="N", help="most positions a sequence may have"
     )
+
+
+def _add_train(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Train a small model of a target's family to draft in parallel, through mask tokens. Given "
+        "again with the same arguments, the command goes on where it was. Needs: pip install "
+        "pard-rt[torch]."
+    )
+    parser.add_argument("--model", required=True, metavar="HF_DIR_OR_ID", help="what to start from")
+    parser.add_argument(
+        "--data",
+        required=True,
+        nargs="+",
+        metavar="FILE",
+        help='.jsonl of {"messages": [..]} or {"text": ..}, or text files',
+    )
+    parser.add_argument("--output", required=True, metavar="DIR", help="Hugging Face directory")
+    parser.add_argument(
+        "--num-subtasks", type=int, default=8, metavar="K", help="K in training (default: 8)"
+    )
+    parser.add_argument(
+        "--retention", type=float, default=0.7, metavar="R", help="of conditional drop; 1: none"
+    )
+    parser.add_argument("--min-retention", type=float, default=0.2, metavar="R", help="at least")
+    parser.add_argument(
+        "--mask-token-id", type=int, metavar="N", help="default: an id that no text has"
+    )
+    parser.add_argument("--epochs", type=float, default=1.0, metavar="N", help="default: 1")
+    parser.add_argument(
+        "--max-length", type=int, default=1024, metavar="N", help="tokens of a document (1024)"
+    )
+    parser.add_argument(
+        "--tokens-per-step", type=int, default=4096, metavar="N", help="default: 4096"
+    )
+    parser.add_argument(
+        "--learning-rate", type=float, default=5e-5, metavar="R", help="of AdamW (default: 5e-5)"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N")
+    parser.add_argument("--device", default="cpu", metavar="D", help="cpu (default) or cuda")
+    parser.add_argument("--threads", type=int, default=0, metavar="N", help="of PyTorch")
 
 
 def _add_info(parser: argparse.ArgumentParser) -> None:

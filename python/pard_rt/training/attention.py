@@ -23,8 +23,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pard_rt.errors import ModelError
 from pard_rt.training.mask_prediction import Rows
 
+_REFUSED = ("sliding_window", "softcap", "s_aux", "dropout")  # of what layers may ask for
 NAME = "pard_chain"  # of this attention among those of transformers
 _ANCHORS = 64  # of a block: wide enough for fast products, narrow enough to waste little on chains
 
@@ -131,12 +133,25 @@ def attend(
     *,
     scaling: float,
     blocks: list[Block],
-    **_: Any,
+    **options: Any,
 ) -> tuple[Tensor, None]:
     """Attend as the layers of transformers ask for it.
 
     Takes [1, H, M, D], returns [1, M, H, D]. `blocks` comes through the model's keyword arguments.
+
+    Raises
+    ------
+    ModelError
+        The layer asks for more than causal attention.
     """
+    asked = [name for name in _REFUSED if options.get(name)]
+    if asked:
+        raise ModelError(
+            f"{type(module).__name__} cannot be trained through mask tokens here",
+            "plain causal attention",
+            ", ".join(f"{name} = {options[name]}" for name in asked),
+            "Take a draft whose layers attend to everything before them, without dropout.",
+        )
     (q,), (k,), (v,) = query, key, value
     grouped = q.unflatten(0, (k.shape[0], -1))
     out = ChainAttention.apply(grouped, k, v, blocks, scaling)  # type: ignore[no-untyped-call]

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pard_rt.errors import FolderError, first_line
 from pard_rt.training.muon import Muon
 
 # The batch of a step and what it is to cost: step -> loss of the module there. It depends on the
@@ -41,6 +42,33 @@ class Schedule:
         return min(1.0, (step + 1) / self.warmup, left)
 
 
+Optimizers = Callable[[nn.Module, Schedule], tuple[torch.optim.Optimizer, ...]]
+
+
+def muon_and_adamw(module: nn.Module, schedule: Schedule) -> tuple[torch.optim.Optimizer, ...]:
+    """For models trained from nothing: Muon for the matrices inside, AdamW for all else."""
+    inner = [
+        parameter
+        for name, parameter in module.named_parameters()
+        if parameter.ndim == 2 and "embed" not in name and "lm_head" not in name
+    ]
+    chosen = {id(parameter) for parameter in inner}
+    others = [p for p in module.parameters() if id(p) not in chosen]
+    return (
+        Muon(inner, lr=schedule.matrix_rate),
+        torch.optim.AdamW(others, lr=schedule.other_rate, betas=(0.9, 0.95), weight_decay=0.0),
+    )
+
+
+def adamw(module: nn.Module, schedule: Schedule) -> tuple[torch.optim.Optimizer, ...]:
+    """For models that have been trained already."""
+    return (
+        torch.optim.AdamW(
+            module.parameters(), lr=schedule.other_rate, betas=(0.9, 0.95), weight_decay=0.0
+        ),
+    )
+
+
 class Trainer:
     """Trains one module, with a checkpoint file it resumes from.
 
@@ -52,25 +80,29 @@ class Trainer:
         Steps and learning rates. A resumed run may have another one.
     checkpoint
         File of the state; JSON lines of the losses go beside it.
+    optimizers
+        What makes them, each with its full learning rate as `lr`.
+    log
+        Takes lines about the progress.
     """
 
-    def __init__(self, module: nn.Module, schedule: Schedule, checkpoint: Path) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        schedule: Schedule,
+        checkpoint: Path,
+        *,
+        optimizers: Optimizers = muon_and_adamw,
+        log: Callable[[str], None] = print,
+    ) -> None:
         self.module = module
         self.schedule = schedule
         self.checkpoint = checkpoint
         self.step = 0
-        inner = [
-            parameter
-            for name, parameter in module.named_parameters()
-            if parameter.ndim == 2 and "embed" not in name and "lm_head" not in name
-        ]
-        chosen = {id(parameter) for parameter in inner}
-        others = [p for p in module.parameters() if id(p) not in chosen]
-        self._rates = (schedule.matrix_rate, schedule.other_rate)
-        self._optimizers: tuple[torch.optim.Optimizer, ...] = (
-            Muon(inner, lr=schedule.matrix_rate),
-            torch.optim.AdamW(others, lr=schedule.other_rate, betas=(0.9, 0.95), weight_decay=0.0),
-        )
+        self.last_loss = math.nan  # mean over the steps logged last
+        self._print = log
+        self._optimizers = optimizers(module, schedule)
+        self._rates = [optimizer.param_groups[0]["lr"] for optimizer in self._optimizers]
         if checkpoint.is_file():
             self._load()
 
@@ -101,18 +133,31 @@ class Trainer:
         self.save()
 
     def save(self) -> None:
-        """Write the checkpoint: whole, or the one before stays."""
-        partial = self.checkpoint.with_suffix(".partial")
-        torch.save(
-            {
-                "step": self.step,
-                "schedule": asdict(self.schedule),
-                "module": self.module.state_dict(),
-                "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
-            },
-            partial,
-        )
-        os.replace(partial, self.checkpoint)
+        """Write the checkpoint: whole, or the one before stays.
+
+        Raises
+        ------
+        FolderError
+            It cannot be written.
+        """
+        unfinished = self.checkpoint.with_suffix(".partial")
+        state = {
+            "step": self.step,
+            "schedule": asdict(self.schedule),
+            "module": self.module.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
+        }
+        try:
+            torch.save(state, unfinished)
+            os.replace(unfinished, self.checkpoint)
+        except (OSError, RuntimeError) as error:
+            unfinished.unlink(missing_ok=True)
+            raise FolderError(
+                f"A checkpoint cannot be written at step {self.step}",
+                f"room for '{self.checkpoint}', and rights to write it",
+                first_line(error),
+                "Make room and start again: it goes on from the checkpoint before.",
+            ) from error
 
     def _load(self) -> None:
         state: dict[str, Any] = torch.load(self.checkpoint, map_location="cpu")
@@ -126,10 +171,10 @@ class Trainer:
 
     def _log(self, loss: float, seconds: float) -> None:
         left = (self.schedule.steps - self.step) * seconds
-        print(
+        self.last_loss = loss
+        self._print(
             f"step {self.step}/{self.schedule.steps}  loss {loss:.4f} "
-            f"({loss / math.log(2):.3f} bits)  {seconds:.2f} s a step, {left / 60:.0f} min left",
-            flush=True,
+            f"({loss / math.log(2):.3f} bits)  {seconds:.2f} s a step, {left / 60:.0f} min left"
         )
         record = {"step": self.step, "loss": round(loss, 5), "seconds_per_step": round(seconds, 4)}
         with self.checkpoint.with_suffix(".jsonl").open("a", encoding="utf-8") as log:

@@ -1,0 +1,42 @@
+"""`pard-rt train`: a small model of a target's family becomes its parallel draft."""
+
+from __future__ import annotations
+
+import argparse
+from functools import partial
+
+from pard_rt.cli.output import paint, print_field
+from pard_rt.opening import hush_transformers, requiring
+
+
+def run_train(arguments: argparse.Namespace) -> int:
+    """Train, and say what came of it."""
+    with requiring("torch", "Training"):
+        import torch
+
+        from pard_rt.training.mask_prediction import MaskPrediction
+        from pard_rt.training.train import train
+    hush_transformers()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    done = train(
+        arguments.model,
+        arguments.data,
+        arguments.output,
+        settings=MaskPrediction(
+            arguments.num_subtasks, arguments.retention, arguments.min_retention
+        ),
+        mask_token_id=arguments.mask_token_id,
+        epochs=arguments.epochs,
+        max_length=arguments.max_length,
+        tokens_per_step=arguments.tokens_per_step,
+        learning_rate=arguments.learning_rate,
+        seed=arguments.seed,
+        device=arguments.device,
+        log=partial(print, flush=True),
+    )
+    print(paint(str(done.folder), "bold"))
+    print_field("mask token", f"{done.mask_token_id}, {done.mask_token_reason}")
+    print_field("seen", f"{done.tokens} tokens in {done.steps} steps")
+    print_field("loss", f"{done.loss:.3f} nats a row")
+    return 0

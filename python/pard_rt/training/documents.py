@@ -1,0 +1,174 @@
+"""Documents to train on: texts and conversations, as token ids and what is to be learnt of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pard_rt.errors import InvalidArgumentError
+
+
+@dataclass(frozen=True)
+class Document:
+    """Token ids, and which of them are to be predicted: int64 and bool, [n]."""
+
+    tokens: Tensor
+    learnt: Tensor
+
+
+@dataclass(frozen=True)
+class Pack:
+    """Documents laid end to end: what one step sees."""
+
+    tokens: Tensor  # int64 [N]
+    learnt: Tensor  # bool [N]
+    lengths: list[int]
+
+
+def read_documents(
+    paths: Sequence[str | Path], tokenizer: Any, *, max_length: int
+) -> list[Document]:
+    """Read documents, longer ones in pieces of `max_length` tokens.
+
+    Parameters
+    ----------
+    paths
+        ``.jsonl`` files, a line of which is ``{"messages": [..]}`` (a conversation, through the
+        tokenizer's chat template: what the assistant says is learnt) or ``{"text": ".."}``; any
+        other file is one text.
+    tokenizer
+        Of the model.
+    max_length
+        At least 2.
+
+    Raises
+    ------
+    InvalidArgumentError
+        A file is missing or cannot be read, a conversation has no template, or there is nothing to
+        learn in all of it.
+    """
+    found: list[Document] = []
+    for path in map(Path, paths):
+        for document in _read(path, tokenizer):
+            for start in range(0, len(document.tokens), max_length):
+                piece = slice(start, start + max_length)
+                if document.learnt[piece][1:].any():
+                    found.append(Document(document.tokens[piece], document.learnt[piece]))
+    if not found:
+        raise InvalidArgumentError(
+            "There is nothing to learn in the data",
+            "texts of two tokens or more, or conversations in which an assistant speaks",
+            ", ".join(map(str, paths)) or "no files",
+            "Name files that hold some.",
+        )
+    return found
+
+
+def _read(path: Path, tokenizer: Any) -> Iterator[Document]:
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidArgumentError(
+            f"The data file '{path}' cannot be read", "a text file in UTF-8", str(error),
+            "Check the path.",
+        ) from error  # fmt: skip
+    if path.suffix != ".jsonl":
+        yield _of_text(text, tokenizer)
+        return
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip():
+            continue
+        where = f"{path}:{number}"
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            record = str(error)
+        if isinstance(record, dict) and isinstance(record.get("text"), str):
+            yield _of_text(record["text"], tokenizer)
+        elif isinstance(record, dict) and isinstance(record.get("messages"), list):
+            yield _of_messages(record["messages"], tokenizer, where)
+        else:
+            raise InvalidArgumentError(
+                f"{where} is no document",
+                '{"messages": [{"role": .., "content": ..}, ..]} or {"text": ".."}',
+                str(record)[:80],
+                "Mend the line.",
+            )
+
+
+def _of_text(text: str, tokenizer: Any) -> Document:
+    ids = list(tokenizer(text).input_ids)
+    if tokenizer.eos_token_id is not None and ids[-1:] != [tokenizer.eos_token_id]:
+        ids.append(tokenizer.eos_token_id)
+    tokens = torch.tensor(ids, dtype=torch.int64)
+    return Document(tokens, torch.ones(len(tokens), dtype=torch.bool))
+
+
+def _of_messages(messages: list[Any], tokenizer: Any, where: str) -> Document:
+    """Learn what lies between the cue for the assistant and the end of what it says."""
+    if not tokenizer.chat_template:
+        raise InvalidArgumentError(
+            f"{where} is a conversation, and the tokenizer has no chat template",
+            "a tokenizer with a chat template",
+            "none",
+            'Use the tokenizer of the instruct model, or data of the form {"text": ".."}.',
+        )
+
+    def ids(count: int, cue: bool) -> list[int]:
+        rendered = tokenizer.apply_chat_template(
+            messages[:count], tokenize=True, add_generation_prompt=cue, return_dict=False
+        )
+        return list(rendered)
+
+    tokens: list[int] = ids(len(messages), False)
+    learnt = torch.zeros(len(tokens), dtype=torch.bool)
+    for number, message in enumerate(messages):
+        if message.get("role") != "assistant":
+            continue
+        before, after = ids(number, True), ids(number + 1, False)
+        if tokens[: len(after)] != after or after[: len(before)] != before:
+            # Templates that rewrite earlier turns: only the last answer can be found in the whole.
+            if number + 1 < len(messages):
+                continue
+            before = _common(before, tokens)
+        learnt[len(before) : len(after)] = True
+    return Document(torch.tensor(tokens, dtype=torch.int64), learnt)
+
+
+def _common(one: list[int], other: list[int]) -> list[int]:
+    length = 0
+    while length < min(len(one), len(other)) and one[length] == other[length]:
+        length += 1
+    return one[:length]
+
+
+def pack_documents(documents: Sequence[Document], size: int, seed: int) -> list[Pack]:
+    """Shuffle documents and lay them end to end, at most `size` tokens together."""
+    order = torch.randperm(len(documents), generator=torch.Generator().manual_seed(seed)).tolist()
+    packs: list[Pack] = []
+    held: list[Document] = []
+
+    def close() -> None:
+        if held:
+            packs.append(
+                Pack(
+                    torch.cat([document.tokens for document in held]),
+                    torch.cat([document.learnt for document in held]),
+                    [len(document.tokens) for document in held],
+                )
+            )
+            held.clear()
+
+    for index in order:
+        document = documents[index]
+        if sum(len(other.tokens) for other in held) + len(document.tokens) > size:
+            close()
+        held.append(document)
+    close()
+    return packs

@@ -1,0 +1,263 @@
+"""`train`: a small model of a target's family becomes its parallel draft."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from torch.utils.checkpoint import checkpoint
+
+from pard_rt.errors import InvalidArgumentError, ModelError
+from pard_rt.loading import LoadedModel, load
+from pard_rt.training.attention import plan_blocks, use_chain_attention
+from pard_rt.training.documents import Pack, pack_documents, read_documents
+from pard_rt.training.loop import Schedule, Trainer, adamw
+from pard_rt.training.mask_prediction import IGNORED, MaskPrediction, draw_rows
+
+_LOGIT_ROWS = 1024  # of one piece of the LM head: a vocabulary is wide
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What training left.
+
+    Attributes
+    ----------
+    folder
+        A Hugging Face directory: the draft, its tokenizer, `pard_token` and `spd_type`.
+    mask_token_id
+        The mask token, and why it was taken.
+    mask_token_reason
+        See `mask_token_id`.
+    steps, tokens
+        Steps taken, and real tokens seen in them.
+    loss
+        Mean over the last steps, in nats per row.
+    """
+
+    folder: Path
+    mask_token_id: int
+    mask_token_reason: str
+    steps: int
+    tokens: int
+    loss: float
+
+
+def train(
+    model: str | os.PathLike[str],
+    data: Sequence[str | os.PathLike[str]],
+    output: str | os.PathLike[str],
+    *,
+    settings: MaskPrediction | None = None,
+    mask_token_id: int | None = None,
+    epochs: float = 1.0,
+    max_length: int = 1024,
+    tokens_per_step: int = 4096,
+    learning_rate: float = 5e-5,
+    seed: int = 0,
+    device: str = "cpu",
+    dtype: torch.dtype | str = "auto",
+    save_every: float = 300.0,
+    log: Callable[[str], None] = print,
+) -> Trained:
+    """Train a parallel draft; begun again with the same arguments, it goes on where it was.
+
+    Parameters
+    ----------
+    model
+        Hugging Face directory or hub id of a small model of the target's family.
+    data
+        Files: see `read_documents`.
+    output
+        Folder to write; the state to go on from lies in it until the end.
+    settings
+        K in training and conditional drop.
+    mask_token_id
+        By default one the model does not use: see `choose_mask_token`.
+    epochs
+        How often everything is seen.
+    max_length
+        Tokens of a document that are seen together.
+    tokens_per_step
+        Real tokens of a step, in documents that know nothing of each other.
+    learning_rate
+        Of AdamW; it rises, stays, and falls to zero.
+    seed
+        Of the order of documents and of conditional drop.
+    device, dtype
+        Where the model is trained, and in what type; "auto" is the checkpoint's.
+    save_every
+        Seconds between checkpoints.
+    log
+        Takes lines about the progress.
+
+    Raises
+    ------
+    InvalidArgumentError
+        Data, lengths or the mask token cannot be used; nothing has been written.
+    ModelError
+        The model cannot be trained so: its attention is not plain, or its logits are changed.
+    """
+    settings = settings or MaskPrediction()
+    output = Path(output)
+    loaded = load(model, dtype=dtype, device=device)
+    limit = loaded.facts.max_length
+    for name, value, low, high in (
+        ("max_length", max_length, 2, limit),
+        ("tokens_per_step", tokens_per_step, max_length, 1 << 24),
+    ):
+        if not low <= value <= high:
+            raise InvalidArgumentError(
+                f"{name} is out of range",
+                f"{low}..{high}",
+                str(value),
+                f"The model has {limit} positions; a step holds at least one whole document.",
+            )
+    documents = read_documents(
+        [Path(path) for path in data], loaded.tokenizer, max_length=max_length
+    )
+    used = torch.cat([document.tokens for document in documents]).unique()
+    mask, reason = choose_mask_token(loaded, mask_token_id, used)
+    log(f"mask token {mask}: {reason}")
+    _check_head(loaded)
+
+    num_packs = len(pack_documents(documents, tokens_per_step, seed))
+    steps = max(1, round(epochs * num_packs))
+    warmup = min(40, max(1, steps // 10))
+    schedule = Schedule(steps, other_rate=learning_rate, warmup=warmup)
+    packs: dict[int, list[Pack]] = {}
+
+    def pack(step: int) -> Pack:
+        epoch = step // num_packs
+        if epoch not in packs:
+            packs.clear()
+            packs[epoch] = pack_documents(documents, tokens_per_step, seed + epoch)
+        # Epochs are packed anew, and some have a pack more or less.
+        return packs[epoch][step % num_packs % len(packs[epoch])]
+
+    module = loaded.module.requires_grad_(True)
+    use_chain_attention(module)
+    output.mkdir(parents=True, exist_ok=True)
+    trainer = Trainer(module, schedule, output / "training.pt", optimizers=adamw, log=log)
+
+    def loss(step: int) -> Tensor:
+        generator = torch.Generator().manual_seed((seed << 32) + step)
+        return mask_prediction_loss(module, pack(step), settings, mask, generator)
+
+    trainer.run(loss, save_every=save_every)
+    seen = sum(len(pack(step).tokens) for step in range(steps))
+    module.config.pard_token = mask
+    module.config.spd_type = "pard"
+    module.set_attn_implementation("sdpa")
+    _save(loaded, output)
+    return Trained(output, mask, reason, steps, seen, trainer.last_loss)
+
+
+def mask_prediction_loss(
+    module: Any, pack: Pack, settings: MaskPrediction, mask: int, generator: torch.Generator
+) -> Tensor:
+    """Mean loss over the rows that name a token to be learnt; the LM head sees no others."""
+    device = module.device
+    rows = draw_rows(pack.lengths, settings, generator)
+    labels = rows.labels(torch.where(pack.learnt, pack.tokens, IGNORED))
+    wanted = (labels != IGNORED).nonzero()[:, 0].to(device)
+    hidden = module.base_model(
+        input_ids=rows.fill(pack.tokens, mask)[None].to(device),
+        position_ids=rows.positions[None].to(device),
+        blocks=plan_blocks(rows, device),
+        use_cache=False,
+    ).last_hidden_state[0, wanted]
+    named = labels.to(device)[wanted]
+    head = module.get_output_embeddings()
+
+    def piece(states: Tensor, targets: Tensor) -> Tensor:
+        return cross_entropy(head(states).to(total.dtype), targets, reduction="sum")
+
+    total = hidden.new_zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32))
+    for start in range(0, len(wanted), _LOGIT_ROWS):
+        part = slice(start, start + _LOGIT_ROWS)
+        total = total + checkpoint(piece, hidden[part], named[part], use_reentrant=False)
+    return total / max(1, len(wanted))
+
+
+def choose_mask_token(loaded: LoadedModel, given: int | None, used: Tensor) -> tuple[int, str]:
+    """Choose the mask token: the one given, the model's own, or an id that no text has.
+
+    Ids behind the tokenizer's are rows of padding that nothing has trained; where there are none, a
+    reserved token serves, and else the embedding grows by a row.
+
+    Parameters
+    ----------
+    loaded
+        The model, whose embedding may grow.
+    given
+        What the user asks for.
+    used
+        Ids that occur in the data.
+
+    Raises
+    ------
+    InvalidArgumentError
+        The token given is outside the embedding, or occurs in the data.
+    """
+    rows = loaded.module.get_input_embeddings().weight.shape[0]
+    seen = set(used.tolist())
+    if given is not None:
+        if not 0 <= given < rows or given in seen:
+            raise InvalidArgumentError(
+                "The mask token cannot be used",
+                f"an id in 0..{rows - 1} that no document has",
+                f"{given}, which {'occurs in the data' if given in seen else 'is outside'}",
+                "Leave it out: one is chosen.",
+            )
+        return given, "as asked for"
+    own = loaded.facts.mask_token_id
+    if own is not None and own not in seen:
+        return own, "the model's own"
+    vocabulary = loaded.tokenizer.get_vocab() if loaded.tokenizer is not None else {}
+    known = max(vocabulary.values(), default=-1) + 1
+    if known < rows:
+        return known, f"the first of {rows - known} rows that pad the embedding"
+    reserved = sorted(
+        token for text, token in vocabulary.items()
+        if ("reserved" in text or "unused" in text) and token not in seen
+    )  # fmt: skip
+    if reserved:
+        return reserved[-1], "a reserved token of the tokenizer"
+    loaded.module.resize_token_embeddings(rows + 1, mean_resizing=False)
+    with torch.no_grad():
+        embedding = loaded.module.get_input_embeddings().weight
+        embedding[rows] = embedding[:rows].float().mean(dim=0).to(embedding.dtype)
+    return rows, "a new row of the embedding: no id was free"
+
+
+def _check_head(loaded: LoadedModel) -> None:
+    """Refuse models that change logits behind their LM head: the loss is computed before."""
+    config = loaded.config.get_text_config()
+    for name in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
+        if getattr(config, name, None) not in (None, 1, 1.0):
+            raise ModelError(
+                f"{loaded.facts.name} changes its logits behind the LM head",
+                "a plain LM head",
+                f"{name} = {getattr(config, name)}",
+                "Take a draft of another architecture.",
+            )
+
+
+def _save(loaded: LoadedModel, output: Path) -> None:
+    """Write the checkpoint: whole, or nothing of it."""
+    partial = output / "partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    loaded.module.save_pretrained(partial)
+    if loaded.tokenizer is not None:
+        loaded.tokenizer.save_pretrained(partial)
+    for file in partial.iterdir():
+        os.replace(file, output / file.name)
+    partial.rmdir()

@@ -1,0 +1,226 @@
+"""Training a draft from a checkpoint: data, mask token, loss, resuming, what comes out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+import pard_rt
+from conftest import TinyModels
+from pard_rt.cli import main
+from pard_rt.loading import load
+from pard_rt.training import loop
+from pard_rt.training.attention import use_chain_attention
+from pard_rt.training.documents import Pack, pack_documents, read_documents
+from pard_rt.training.mask_prediction import IGNORED, MaskPrediction, draw_rows
+from pard_rt.training.train import choose_mask_token, mask_prediction_loss, train
+from tiny_models import NUM_TOKENS, VOCAB_SIZE, make_tokenizer
+
+TEMPLATE = (
+    "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{{ eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+TEXT = "the cat and the hat, the cat on the mat; " * 30
+
+
+def write_lines(file: Path, *records: Any) -> Path:
+    file.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return file
+
+
+def test_of_conversations_the_answers_are_learnt(tmp_path: Path) -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = TEMPLATE
+    messages = [
+        {"role": "user", "content": "one?"},
+        {"role": "assistant", "content": "two"},
+        {"role": "user", "content": "three?"},
+        {"role": "assistant", "content": "four, five"},
+    ]
+    file = write_lines(tmp_path / "chat.jsonl", {"messages": messages}, {"text": "in the end"})
+    chat, text = read_documents([file], tokenizer, max_length=100)
+    learnt = tokenizer.decode(chat.tokens[chat.learnt])
+    assert learnt == "two</s>four, five</s>"
+    assert "three?" in tokenizer.decode(chat.tokens)
+    assert text.learnt.all()
+    assert text.tokens[-1] == tokenizer.eos_token_id
+
+
+def test_packs_hold_every_document_once(tmp_path: Path) -> None:
+    records = [{"text": "x" * n} for n in range(1, 40)]
+    documents = read_documents(
+        [write_lines(tmp_path / "data.jsonl", *records)], make_tokenizer(), max_length=25
+    )
+    assert max(len(document.tokens) for document in documents) == 25
+    packs = pack_documents(documents, 60, seed=1)
+    assert all(sum(pack.lengths) == len(pack.tokens) <= 60 for pack in packs)
+    assert sum(len(pack.lengths) for pack in packs) == len(documents)
+    other = pack_documents(documents, 60, seed=2)
+    assert [pack.lengths for pack in packs] != [pack.lengths for pack in other]
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3"])
+def test_the_loss_is_that_of_the_definition(architecture: str, tiny_models: TinyModels) -> None:
+    module = load(tiny_models.checkpoint(architecture, seed=3), dtype=torch.float64).module
+    module.requires_grad_(True)
+    tokens = torch.randint(NUM_TOKENS, (70,), generator=torch.Generator().manual_seed(1))
+    learnt = torch.arange(70) % 7 > 2
+    pack = Pack(tokens, learnt, [30, 1, 39])
+    settings, mask = MaskPrediction(5), VOCAB_SIZE - 1
+
+    rows = draw_rows(pack.lengths, settings, torch.Generator().manual_seed(2))
+    module.set_attn_implementation("sdpa")
+    logits = module(
+        input_ids=rows.fill(tokens, mask)[None],
+        position_ids=rows.positions[None],
+        attention_mask=rows.visible()[None, None],
+        use_cache=False,
+    ).logits[0]
+    labels = rows.labels(torch.where(learnt, tokens, IGNORED))
+    expected = cross_entropy(logits, labels, ignore_index=IGNORED)
+    gradients = torch.autograd.grad(expected, list(module.parameters()))
+
+    use_chain_attention(module)
+    loss = mask_prediction_loss(module, pack, settings, mask, torch.Generator().manual_seed(2))
+    # Norms of transformers compute in float32, whatever they are given.
+    torch.testing.assert_close(loss, expected, atol=1e-6, rtol=0)
+    for one, other in zip(
+        torch.autograd.grad(loss, list(module.parameters())), gradients, strict=True
+    ):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
+
+
+def tokens_per_round(target: Path, draft: Path) -> float:
+    generator = pard_rt.Generator(target, draft, method="pard", mask_token_id=NUM_TOKENS)
+    output = generator.generate(TEXT[:60], max_new_tokens=50, eos_token_ids=[])
+    return output.stats.tokens_per_round
+
+
+def test_a_trained_draft_drafts(tmp_path: Path, tiny_models: TinyModels) -> None:
+    data = tmp_path / "data.txt"
+    data.write_text(TEXT)
+    base = tiny_models.checkpoint("llama", seed=9)
+    options: Any = {"max_length": 120, "tokens_per_step": 480, "learning_rate": 3e-3, "epochs": 60}
+    once: Any = {"log": lambda _: None}
+    target = train(base, [data], tmp_path / "target", settings=MaskPrediction(1), **options, **once)
+    done = train(base, [data], tmp_path / "draft", settings=MaskPrediction(6), **options, **once)
+    assert done.mask_token_id == NUM_TOKENS
+    assert "pad the embedding" in done.mask_token_reason
+    assert done.loss < 1.0
+    config = json.loads((done.folder / "config.json").read_text())
+    assert (config["pard_token"], config["spd_type"]) == (NUM_TOKENS, "pard")
+    assert load(done.folder).facts.mask_token_id == NUM_TOKENS
+    before = tokens_per_round(target.folder, base)
+    assert tokens_per_round(target.folder, done.folder) > before + 1
+
+
+def test_a_cut_run_goes_on_to_the_weights_of_an_unbroken_one(
+    tmp_path: Path, tiny_models: TinyModels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = tmp_path / "data.txt"
+    data.write_text(TEXT)
+    base = tiny_models.checkpoint("llama", seed=9)
+
+    def run(folder: Path) -> dict[str, torch.Tensor]:
+        train(
+            base, [data], folder, max_length=64, tokens_per_step=128, epochs=2,
+            learning_rate=1e-3, save_every=0, log=lambda _: None,
+        )  # fmt: skip
+        weights: dict[str, torch.Tensor] = load(folder).module.state_dict()
+        return weights
+
+    unbroken = run(tmp_path / "unbroken")
+    real = loop.Trainer.save
+    for cut in (2, 5):
+
+        def save(trainer: loop.Trainer, cut: int = cut) -> None:
+            real(trainer)
+            if trainer.step == cut:
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(loop.Trainer, "save", save)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "broken")
+    monkeypatch.setattr(loop.Trainer, "save", real)
+    broken = run(tmp_path / "broken")
+    assert all(torch.equal(unbroken[name], broken[name]) for name in unbroken)
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = torch.nn.Linear(2, 2)
+    trainer = loop.Trainer(module, loop.Schedule(3), tmp_path / "training.pt")
+    trainer.save()
+    before = (tmp_path / "training.pt").read_bytes()
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(pard_rt.FolderError, match="No space left"):
+        trainer.save()
+    assert (tmp_path / "training.pt").read_bytes() == before
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_the_mask_token_is_one_that_no_text_has(tiny_models: TinyModels, tmp_path: Path) -> None:
+    loaded = load(tiny_models.checkpoint("llama", seed=3))
+    used = torch.tensor([5, 6])
+    assert choose_mask_token(loaded, None, used)[0] == NUM_TOKENS
+    assert choose_mask_token(loaded, 9, used) == (9, "as asked for")
+    for bad, why in ((5, "occurs in the data"), (VOCAB_SIZE, "outside")):
+        with pytest.raises(pard_rt.InvalidArgumentError, match=why):
+            choose_mask_token(loaded, bad, used)
+    own = load(tiny_models.checkpoint("llama", mask_token=True))
+    assert choose_mask_token(own, None, used) == (own.facts.mask_token_id, "the model's own")
+    full = load(tiny_models.checkpoint("llama", vocab_size=NUM_TOKENS))
+    token, reason = choose_mask_token(full, None, used)
+    assert (token, "new row" in reason) == (NUM_TOKENS, True)
+    assert full.module.get_input_embeddings().weight.shape[0] == NUM_TOKENS + 1
+
+
+def test_what_cannot_be_trained_is_refused(tmp_path: Path, tiny_models: TinyModels) -> None:
+    base = tiny_models.checkpoint("llama", seed=9)
+    output = tmp_path / "out"
+
+    def refused(match: str, *data: Path, **options: Any) -> None:
+        with pytest.raises(pard_rt.Error, match=match):
+            train(options.pop("model", base), data, output, **{"max_length": 100, **options})
+        assert not output.exists()
+
+    text = tmp_path / "text.txt"
+    text.write_text(TEXT)
+    refused("nothing to learn", write_lines(tmp_path / "empty.jsonl"))
+    refused("cannot be read", tmp_path / "missing.txt")
+    refused("no chat template", write_lines(tmp_path / "c.jsonl", {"messages": [{"role": "user"}]}))
+    refused(r"d\.jsonl:1 is no document", write_lines(tmp_path / "d.jsonl", {"words": 3}))
+    refused("max_length is out of range", text, max_length=1000)
+    refused("tokens_per_step is out of range", text, tokens_per_step=10)
+    refused("occurs in the data", text, mask_token_id=ord("a") - 33)
+
+
+def test_windows_are_refused(tmp_path: Path, tiny_models: TinyModels) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text(TEXT)
+    window = tiny_models.checkpoint("mistral_window", seed=3)
+    with pytest.raises(pard_rt.ModelError, match="sliding_window = 8"):
+        train(window, [text], tmp_path / "out", max_length=100, log=lambda _: None)
+
+
+def test_the_command(
+    tmp_path: Path, tiny_models: TinyModels, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text(TEXT)
+    base = tiny_models.checkpoint("llama", seed=9)
+    command = ["train", "--model", str(base), "--data", str(text), "--output", str(tmp_path / "o")]
+    assert main([*command, "--max-length", "100", "--tokens-per-step", "400"]) == 0
+    assert "mask token" in capsys.readouterr().out
+    assert main([*command, "--max-length", "1"]) == 2
+    assert "max_length is out of range" in capsys.readouterr().err
