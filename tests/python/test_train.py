@@ -171,7 +171,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(
 
 def test_the_mask_token_is_one_that_no_text_has(tiny_models: TinyModels, tmp_path: Path) -> None:
     loaded = load(tiny_models.checkpoint("llama", seed=3))
-    used = torch.tensor([5, 6])
+    used = {5, 6}
     assert choose_mask_token(loaded, None, used)[0] == NUM_TOKENS
     assert choose_mask_token(loaded, 9, used) == (9, "as asked for")
     for bad, why in ((5, "occurs in the data"), (VOCAB_SIZE, "outside")):

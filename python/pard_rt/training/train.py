@@ -123,7 +123,7 @@ def train(
     documents = read_documents(
         [Path(path) for path in data], loaded.tokenizer, max_length=max_length
     )
-    used = torch.cat([document.tokens for document in documents]).unique()
+    used = {token for document in documents for token in document.tokens.tolist()}
     mask, reason = choose_mask_token(loaded, mask_token_id, used)
     log(f"mask token {mask}: {reason}")
     _check_head(loaded)
@@ -184,10 +184,11 @@ def mask_prediction_loss(
     for start in range(0, len(wanted), _LOGIT_ROWS):
         part = slice(start, start + _LOGIT_ROWS)
         total = total + checkpoint(piece, hidden[part], named[part], use_reentrant=False)
-    return total / max(1, len(wanted))
+    loss: Tensor = total / max(1, len(wanted))
+    return loss
 
 
-def choose_mask_token(loaded: LoadedModel, given: int | None, used: Tensor) -> tuple[int, str]:
+def choose_mask_token(loaded: LoadedModel, given: int | None, used: set[int]) -> tuple[int, str]:
     """Choose the mask token: the one given, the model's own, or an id that no text has.
 
     Ids behind the tokenizer's are rows of padding that nothing has trained; where there are none, a
@@ -208,18 +209,17 @@ def choose_mask_token(loaded: LoadedModel, given: int | None, used: Tensor) -> t
         The token given is outside the embedding, or occurs in the data.
     """
     rows = loaded.module.get_input_embeddings().weight.shape[0]
-    seen = set(used.tolist())
     if given is not None:
-        if not 0 <= given < rows or given in seen:
+        if not 0 <= given < rows or given in used:
             raise InvalidArgumentError(
                 "The mask token cannot be used",
                 f"an id in 0..{rows - 1} that no document has",
-                f"{given}, which {'occurs in the data' if given in seen else 'is outside'}",
+                f"{given}, which {'occurs in the data' if given in used else 'is outside'}",
                 "Leave it out: one is chosen.",
             )
         return given, "as asked for"
     own = loaded.facts.mask_token_id
-    if own is not None and own not in seen:
+    if own is not None and own not in used:
         return own, "the model's own"
     vocabulary = loaded.tokenizer.get_vocab() if loaded.tokenizer is not None else {}
     known = max(vocabulary.values(), default=-1) + 1
@@ -227,7 +227,7 @@ def choose_mask_token(loaded: LoadedModel, given: int | None, used: Tensor) -> t
         return known, f"the first of {rows - known} rows that pad the embedding"
     reserved = sorted(
         token for text, token in vocabulary.items()
-        if ("reserved" in text or "unused" in text) and token not in seen
+        if ("reserved" in text or "unused" in text) and token not in used
     )  # fmt: skip
     if reserved:
         return reserved[-1], "a reserved token of the tokenizer"
