@@ -11,7 +11,9 @@ import torch
 
 import pard_rt
 from conftest import TinyModels
+from pard_rt._core import KernelSet
 from pard_rt.loading import load
+from pard_rt.models import captured_executor
 from pard_rt.models.captured_executor import CapturedExecutor, capture
 from pard_rt.models.torch_model import TorchModel
 from pard_rt.opening import open_model
@@ -209,9 +211,15 @@ def test_out_of_memory_says_whose_and_leaves_the_rest_usable(
     assert sequence.generated.tolist() == twin.generated.tolist()
 
 
-def test_no_driver_is_an_error_of_its_own() -> None:
-    from pard_rt._core import KernelSet
+def test_kernels_that_choose_otherwise_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits = torch.randn(3, 50, generator=torch.Generator().manual_seed(1))
+    captured_executor.try_kernels(KernelSet("host"), logits)
+    monkeypatch.setattr(captured_executor, "choose", lambda *_: 51)
+    with pytest.raises(pard_rt.ModelError, match="choose other tokens"):
+        captured_executor.try_kernels(KernelSet("host"), logits)
 
+
+def test_no_driver_is_an_error_of_its_own() -> None:
     for driver in ("cuda", "hip"):
         with pytest.raises(pard_rt.RuntimeMissingError, match=r"driver|code object"):
             KernelSet(driver, "nowhere.cubin")

@@ -26,9 +26,11 @@ from pard_rt._core import (
     KernelSet,
     ModelInfo,
     RoundExecutor,
+    SamplingParams,
     Sequence,
     SequenceRound,
     check_compatible,
+    choose,
     slot_sampling,
 )
 from pard_rt.errors import InvalidArgumentError, LogitsError, ModelError, RuntimeMissingError
@@ -73,6 +75,67 @@ def code_object_for(device: torch.device) -> tuple[str, str]:
         ", ".join(there) or "none: the package was built without GPU compilers",
         "Build the package where clang++ 19 and lld (AMD) or nvcc (NVIDIA) are installed.",
     )
+
+
+def try_kernels(kernels: KernelSet, logits: Tensor) -> None:
+    """Try whether kernels choose from rows, on their device, what `choose` chooses on the host.
+
+    Parameters
+    ----------
+    kernels
+        Those of the device.
+    logits
+        At most 64 rows [R, vocab_size], float32, float16 or bfloat16.
+
+    Raises
+    ------
+    ModelError
+        They do not: driver, compiler or card are not what the code object was built for.
+    """
+    device, position = logits.device, 17
+    on_host = logits.cpu()
+
+    def zeros(*shape: int, dtype: torch.dtype = torch.int32) -> Tensor:
+        return torch.zeros(shape, dtype=dtype, device=device)
+
+    lengths = zeros(1, dtype=torch.int64).fill_(position)
+    tokens, chosen, records = zeros(64), zeros(MAX_ROUND_ROWS), zeros(SLOT_RECORD_INTS)
+    target_tokens = zeros(MAX_ROUND_ROWS, dtype=torch.int64)
+    bad_draft, arrived = zeros(1), zeros(1)
+    for params in (
+        SamplingParams(),
+        SamplingParams(temperature=0.8, seed=1 << 40),
+        SamplingParams(temperature=1.3, top_k=40, top_p=0.9, min_p=0.01, seed=7),
+    ):
+        sampling = torch.frombuffer(bytearray(slot_sampling(params)), dtype=torch.uint8).to(device)
+        kernels.choose_and_verify(
+            logits=logits.data_ptr(),
+            dtype=str(logits.dtype).removeprefix("torch."),
+            row_stride=logits.stride(0),
+            vocab_size=logits.shape[1],
+            num_rows=len(logits),
+            is_target=False,
+            tokens=tokens.data_ptr(),
+            lengths=lengths.data_ptr(),
+            sampling=sampling.data_ptr(),
+            capacity=len(tokens),
+            target_tokens=target_tokens.data_ptr(),
+            chosen=chosen.data_ptr(),
+            bad_draft=bad_draft.data_ptr(),
+            arrived=arrived.data_ptr(),
+            records=records.data_ptr(),
+            num_slots=1,
+            stream=torch.cuda.current_stream().cuda_stream if device.type == "cuda" else 0,
+        )
+        expected = [choose(row, params, position + i) for i, row in enumerate(on_host)]
+        actual = chosen[: len(logits)].tolist()
+        if actual != expected:
+            raise ModelError(
+                f"The kernels choose other tokens on {device} than the host",
+                f"{expected} with {params.temperature} as temperature",
+                str(actual),
+                "Report the card and its driver; decode with device='cpu' meanwhile.",
+            )
 
 
 def capture(
@@ -151,7 +214,8 @@ class _Flight:
     def read(self, index: int) -> list[int]:
         if self.arrived is not None:
             self.arrived.synchronize()
-        return [int(value) for value in self.records[index]]
+        values: list[int] = self.records[index].tolist()
+        return values
 
 
 class CapturedExecutor(RoundExecutor):
@@ -224,6 +288,8 @@ class CapturedExecutor(RoundExecutor):
         self._capture = device.type == "cuda" if capture is None else capture
         self._ahead = ahead
         self._kernels = KernelSet(*code_object_for(device))
+        if device.type == "cuda":
+            try_kernels(self._kernels, 3 * torch.randn(4, 1003, device=device))
 
         def ints(*shape: int, dtype: torch.dtype = torch.int32) -> Tensor:
             return torch.zeros(shape, dtype=dtype, device=device)
@@ -473,7 +539,7 @@ class CapturedExecutor(RoundExecutor):
             stream=stream,
         )
 
-        def choose(logits: Tensor, num_rows: int, vocab_size: int, is_target: bool) -> None:
+        def choose_rows(logits: Tensor, num_rows: int, vocab_size: int, is_target: bool) -> None:
             self._kernels.choose_and_verify(
                 logits=logits.data_ptr(),
                 dtype=str(logits.dtype).removeprefix("torch."),
@@ -503,7 +569,7 @@ class CapturedExecutor(RoundExecutor):
                 context=shape.context,
             )
             known = min(_num_tokens(self._draft.info), _num_tokens(target.info))
-            choose(logits, k, known, False)
+            choose_rows(logits, k, known, False)
             self._proposed(shape, buffers["target_tokens"])
         rows = torch.arange(slots * (k + 1), device=self._device)
         logits = target.forward(
@@ -513,7 +579,7 @@ class CapturedExecutor(RoundExecutor):
             first=first,
             context=shape.context,
         )
-        choose(logits, k + 1, target.info.vocab_size, True)
+        choose_rows(logits, k + 1, target.info.vocab_size, True)
 
 
 def _num_tokens(info: ModelInfo) -> int:
