@@ -24,7 +24,7 @@ help:
 
 # The package alone is enough, and sooner there; once everything is installed, that will do.
 demo: $(if $(wildcard $(VENV)/installed),$(VENV)/installed,$(VENV)/package)
-	$(BIN)/pard-rt generate --compare --threads 1
+	$(BIN)/pard-rt generate --compare --threads 1 --temperature 0.4 --seed 1
 
 test: lint test-cpp fuzz test-python
 

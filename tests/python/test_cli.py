@@ -351,7 +351,7 @@ def test_providers_and_numbers_out_of_range(pair: Pair, capsys: pytest.CaptureFi
     command = ["check", pair.target]
     fails(capsys, [*command, "--device", "tpu"], "cpu, cuda, migraphx or rocm", "'tpu'")
     fails(capsys, [*command, "--device", "rocm"], "pip install onnxruntime-rocm")
-    fails(capsys, ["check", pair.hf_target, "--device", "cuda"], "device cpu", "pard-rt export")
+    fails(capsys, ["check", pair.hf_target, "--device", "rocm"], "device cpu", "pard-rt export")
     fails(capsys, [*command, "--threads", "-1"], "-1")
     fails(capsys, [*command, "--num-speculative-tokens", "0"], "1 to 64")
     fails(capsys, [*command, "--num-speculative-tokens", "65"], "65")
