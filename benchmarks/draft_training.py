@@ -112,7 +112,8 @@ def page(found: Json) -> str:
         "",
         f"`python benchmarks/draft_training.py`, one thread, torch {found['torch']}: the demo's"
         " draft shape, one text, K_train 8, r 0.7, r_min 0.2; optimizer included. Turns of"
-        f" each: {found['turns']}, steps: {found['steps']}, medians. Losses differ by {worst:.0e} at most.",
+        f" each: {found['turns']}, steps: {found['steps']}, medians."
+        f" Losses differ by {worst:.0e} at most.",
         "",
         "| length | dense, s | chain, s | faster | dense, MiB | chain, MiB |",
         "| --- | --- | --- | --- | --- | --- |",
