@@ -4,9 +4,8 @@
 //
 // A round works on a batch of slots, each holding one sequence or none. Per slot and round:
 //
-//   draft input    2K rows: the last K + 1 committed tokens, then K - 1 masks (fewer committed
-//   tokens:
-//                  that many more masks, whose rows nobody reads)
+//   draft input    2K rows: the last K + 1 committed tokens, then K - 1 masks; where fewer are
+//                  committed, more masks, whose rows nobody reads
 //   target input   K + 1 rows: the newest token, then the proposals
 //   yield          a record, and the committed tokens themselves
 //

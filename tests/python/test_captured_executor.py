@@ -168,6 +168,14 @@ def test_arguments_that_cannot_be_are_refused(tiny_models: TinyModels) -> None:
         CapturedExecutor(target, other, MASK_TOKEN_ID)
 
 
+def test_more_sequences_than_slots_are_refused(tiny_models: TinyModels) -> None:
+    decoder = pard_rt.Decoder(CapturedExecutor(load(tiny_models.checkpoint("llama", seed=3))))
+    for prompt in ([1, 2], [3, 4]):
+        decoder.add(prompt, max_new_tokens=5)
+    with pytest.raises(pard_rt.InvalidArgumentError, match="more sequences than slots"):
+        decoder.step()
+
+
 def test_opened_models_are_captured_together(tiny_models: TinyModels) -> None:
     target = open_model(tiny_models.checkpoint("llama", seed=3))
     draft = open_model(

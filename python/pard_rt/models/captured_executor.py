@@ -451,8 +451,15 @@ class CapturedExecutor(RoundExecutor):
 
     def _begin(self, sequence: Sequence) -> _Flight:
         """Prefill a new sequence and run its first round, a plain one."""
-        taken = {slot.index for slot in self._slots.values()}
-        index = min(set(range(self._num_slots)) - taken)
+        free = set(range(self._num_slots)) - {slot.index for slot in self._slots.values()}
+        if not free:
+            raise InvalidArgumentError(
+                "There are more sequences than slots",
+                f"a decoder whose max_batch_size is at most {self._num_slots}",
+                f"{self._num_slots + 1} sequences",
+                "Give decoder and executor the same max_batch_size.",
+            )
+        index = min(free)
         tokens = torch.from_numpy(sequence.tokens)
         length = len(tokens)
         self._tokens[index, :length] = tokens.to(self._device)

@@ -252,7 +252,7 @@ def _check_head(loaded: LoadedModel) -> None:
 
 
 def _save(loaded: LoadedModel, output: Path) -> None:
-    """Write the checkpoint: whole, or nothing of it."""
+    """Write the checkpoint: nothing takes its name before all of it is written."""
     partial = output / "partial"
     shutil.rmtree(partial, ignore_errors=True)
     loaded.module.save_pretrained(partial)
