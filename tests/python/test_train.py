@@ -17,8 +17,9 @@ from pard_rt.loading import load
 from pard_rt.training import loop
 from pard_rt.training.attention import use_chain_attention
 from pard_rt.training.documents import Pack, pack_documents, read_documents
+from pard_rt.training.loss import MaskPredictionLoss
 from pard_rt.training.mask_prediction import IGNORED, MaskPrediction, draw_rows
-from pard_rt.training.train import choose_mask_token, mask_prediction_loss, train
+from pard_rt.training.train import choose_mask_token, train
 from tiny_models import NUM_TOKENS, VOCAB_SIZE, make_tokenizer
 
 TEMPLATE = (
@@ -86,7 +87,19 @@ def test_the_loss_is_that_of_the_definition(architecture: str, tiny_models: Tiny
     gradients = torch.autograd.grad(expected, list(module.parameters()))
 
     use_chain_attention(module)
-    loss = mask_prediction_loss(module, pack, settings, mask, torch.Generator().manual_seed(2))
+    of_pack = MaskPredictionLoss(module, settings, mask, tokens_per_forward=35)
+    parts = list(of_pack(pack, torch.Generator().manual_seed(2)))
+    assert len(parts) == 2
+    loss = sum(parts[1:], parts[0])
+    named = labels != IGNORED
+    right = (logits.argmax(-1) == labels)[named]
+    for depth in range(1, settings.num_subtasks + 1):
+        rows_there = rows.depths[named] == depth
+        assert of_pack.measured[1:, depth - 1].tolist() == [
+            right[rows_there].sum(), rows_there.sum()
+        ]  # fmt: skip
+    total = float(of_pack.measured[0].sum()) / int(named.sum())
+    assert total == pytest.approx(float(expected.detach()), abs=1e-6)
     # Norms of transformers compute in float32, whatever they are given.
     torch.testing.assert_close(loss, expected, atol=1e-6, rtol=0)
     for one, other in zip(
@@ -167,6 +180,45 @@ def test_a_full_disk_leaves_the_checkpoint_before(
         trainer.save()
     assert (tmp_path / "training.pt").read_bytes() == before
     assert not list(tmp_path.glob("*.partial"))
+
+
+def test_a_full_disk_at_the_end_leaves_the_state(
+    tmp_path: Path, tiny_models: TinyModels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = tmp_path / "data.txt"
+    data.write_text(TEXT)
+    base = tiny_models.checkpoint("llama", seed=9)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("transformers.PreTrainedModel.save_pretrained", full)
+        with pytest.raises(pard_rt.FolderError, match="No space left"):
+            train(base, [data], tmp_path / "out", max_length=100, log=lambda _: None)
+    assert not (tmp_path / "out" / "config.json").exists()
+    train(base, [data], tmp_path / "out", max_length=100, log=lambda _: None)
+    assert (tmp_path / "out" / "config.json").exists()
+
+
+def test_weights_are_float32_in_training_and_saved_as_they_came(
+    tmp_path: Path, tiny_models: TinyModels
+) -> None:
+    base = load(tiny_models.checkpoint("llama", seed=9))
+    half = tmp_path / "half"
+    base.module.to(torch.bfloat16).save_pretrained(half)
+    base.tokenizer.save_pretrained(half)
+    data = tmp_path / "data.txt"
+    data.write_text(TEXT)
+    options: Any = {"max_length": 100, "learning_rate": 1e-5, "log": lambda _: None}
+    done = train(
+        half, [data], tmp_path / "out", dtype=torch.bfloat16, checkpoint_layers=True, **options
+    )
+    state = torch.load(tmp_path / "out" / "training.pt")
+    assert {weight.dtype for weight in state["module"].values()} == {torch.float32}
+    assert load(done.folder).module.dtype == torch.bfloat16
+    plain = train(half, [data], tmp_path / "plain", **options)
+    assert done.loss == pytest.approx(plain.loss, rel=0.02)
 
 
 def test_the_mask_token_is_one_that_no_text_has(tiny_models: TinyModels, tmp_path: Path) -> None:

@@ -157,12 +157,12 @@ def learn(folder: Path, stops: tuple[int, ...]) -> dict[str, Tensor]:
     for stop in (*stops, 6):
         model = tiny_llama()
 
-        def loss(step: int, model: LlamaForCausalLM = model, stop: int = stop) -> Tensor:
+        def loss(step: int, model: LlamaForCausalLM = model, stop: int = stop) -> list[Tensor]:
             if step == stop:
                 raise KeyboardInterrupt
             tokens = torch.randint(31, (2, 9), generator=torch.Generator().manual_seed(step))
             logits = model(input_ids=tokens[:, :-1]).logits
-            return cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
+            return [cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())]
 
         trainer = Trainer(model, Schedule(6, warmup=2), folder / "model.pt")
         try:

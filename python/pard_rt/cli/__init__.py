@@ -241,6 +241,9 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N")
     parser.add_argument("--device", default="cpu", metavar="D", help="cpu (default) or cuda")
+    parser.add_argument(
+        "--checkpoint-layers", action="store_true", help="less memory for the backward pass, slower"
+    )
     parser.add_argument("--threads", type=int, default=0, metavar="N", help="of PyTorch")
 
 

@@ -65,12 +65,23 @@ class Progress:
     def __init__(self, text: str) -> None:
         self.text = text
 
+    def say(self, text: str) -> None:
+        """Change what is shown."""
+        self.text = text
+
+    def print(self, line: str) -> None:
+        """Print a line in the middle of it."""
+        if sys.stderr.isatty():
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()
+        print(line, flush=True)
+
 
 @contextmanager
 def progress(text: str) -> Iterator[Progress]:
     """Say on stderr, if it is a terminal, what takes so long; the line goes when the block ends.
 
-    Nothing may be printed inside the block. What it says may be changed through the object given.
+    Inside the block, print through the object given; what it says may be changed there, too.
     """
     shown = Progress(text)
     if not sys.stderr.isatty():

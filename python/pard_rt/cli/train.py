@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from functools import partial
+import os
 
-from pard_rt.cli.output import paint, print_field
+from pard_rt.cli.output import paint, print_field, progress
 from pard_rt.opening import hush_transformers, requiring
 
 
@@ -19,22 +19,27 @@ def run_train(arguments: argparse.Namespace) -> int:
     hush_transformers()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    done = train(
-        arguments.model,
-        arguments.data,
-        arguments.output,
-        settings=MaskPrediction(
-            arguments.num_subtasks, arguments.retention, arguments.min_retention
-        ),
-        mask_token_id=arguments.mask_token_id,
-        epochs=arguments.epochs,
-        max_length=arguments.max_length,
-        tokens_per_step=arguments.tokens_per_step,
-        learning_rate=arguments.learning_rate,
-        seed=arguments.seed,
-        device=arguments.device,
-        log=partial(print, flush=True),
-    )
+    with progress(f"opening {arguments.model}") as shown:
+        done = train(
+            arguments.model,
+            arguments.data,
+            arguments.output,
+            settings=MaskPrediction(
+                arguments.num_subtasks, arguments.retention, arguments.min_retention
+            ),
+            mask_token_id=arguments.mask_token_id,
+            epochs=arguments.epochs,
+            max_length=arguments.max_length,
+            tokens_per_step=arguments.tokens_per_step,
+            learning_rate=arguments.learning_rate,
+            seed=arguments.seed,
+            device=arguments.device,
+            checkpoint_layers=arguments.checkpoint_layers,
+            log=shown.print,
+            watch=shown.say,
+        )
+    if os.environ.get("RANK", "0") != "0":  # of torchrun's processes one speaks
+        return 0
     print(paint(str(done.folder), "bold"))
     print_field("mask token", f"{done.mask_token_id}, {done.mask_token_reason}")
     print_field("seen", f"{done.tokens} tokens in {done.steps} steps")

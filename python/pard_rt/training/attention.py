@@ -11,8 +11,7 @@ another block owns:
     queries: real                  all seen             |  causal  ,  none
              chains                all seen             |  <= anchor, own chain
 
-`ChainAttention` keeps queries, keys and values alone for the backward pass and computes the
-probabilities again there.
+`ChainAttention` keeps queries, keys and values alone for the backward pass and attends again there.
 """
 
 from __future__ import annotations
@@ -22,6 +21,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad, scaled_dot_product_attention
 
 from pard_rt.errors import ModelError
 from pard_rt.training.mask_prediction import Rows
@@ -40,7 +40,7 @@ class Block:
     end: int
     chains_begin: int  # rows of their mask tokens
     chains_end: int
-    corner: Tensor  # bool [queries, keys within the block], True where not seen
+    corner: Tensor  # [queries, keys within the block]: 0 where seen, else -inf
 
     def take(self, rows: Tensor, begin: int) -> Tensor:
         """Real rows from `begin` and the rows of the chains, of [..., M, D]."""
@@ -66,10 +66,9 @@ def plan_blocks(rows: Rows, device: torch.device | str = "cpu") -> list[Block]:
         end = min(begin + _ANCHORS, int(rows.ends[begin]))
         low, high = torch.searchsorted(chain_anchors, torch.tensor([begin, end])).tolist()
         low, high = low + num_real, high + num_real
-        inside = torch.cat([torch.arange(begin, end), torch.arange(low, high)])
-        of_block = Rows(*(field[inside] for field in vars(rows).values()))
-        corner = ~of_block.visible().to(device)
-        blocks.append(Block(int(rows.firsts[begin]), begin, end, low, high, corner))
+        of_block = rows.part(begin, end)
+        corner = torch.where(of_block.visible(), 0.0, -torch.inf)
+        blocks.append(Block(int(rows.firsts[begin]), begin, end, low, high, corner.to(device)))
         begin = end
     return blocks
 
@@ -77,8 +76,7 @@ def plan_blocks(rows: Rows, device: torch.device | str = "cpu") -> list[Block]:
 class ChainAttention(torch.autograd.Function):
     """Queries [H_kv, G, M, D], keys and values [H_kv, M, D] to outputs [H_kv, G, M, D].
 
-    G query heads share a key head. Scores, probabilities and sums are of the dtype of the inputs,
-    the softmax itself is of float32 or better.
+    G query heads share a key head. A block is one call of PyTorch's fused attention.
     """
 
     @staticmethod
@@ -90,8 +88,8 @@ class ChainAttention(torch.autograd.Function):
         ctx.blocks, ctx.scale = blocks, scale
         out = torch.empty_like(q)
         for block in blocks:
-            p = _probabilities(q, k, block, scale)
-            rows = (p.flatten(1, 2) @ block.take(v, block.first)).view(*p.shape[:3], v.shape[-1])
+            keys, values = (block.take(rows, block.first) for rows in (k, v))
+            rows = _attend_block(block.take(q, block.begin), keys, values, block, scale)
             num_real = block.end - block.begin
             out[..., block.begin : block.end, :] = rows[..., :num_real, :]
             out[..., block.chains_begin : block.chains_end, :] = rows[..., num_real:, :]
@@ -99,29 +97,30 @@ class ChainAttention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """Compute the probabilities again, and from them the gradients."""
-        q, k, v = ctx.saved_tensors
-        dq, dk, dv = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
+        """Attend again, and go back through that."""
+        inputs = ctx.saved_tensors  # once: they may be computed again for it
+        gradients = [torch.zeros_like(rows) for rows in inputs]
         for block in ctx.blocks:
-            p = _probabilities(q, k, block, ctx.scale).flatten(1, 2)  # [H_kv, G * queries, keys]
-            d_out = block.take(grad, block.begin).flatten(1, 2)
-            block.add(dv, p.mT @ d_out, block.first)
-            dp = d_out @ block.take(v, block.first).mT
-            ds = (dp - (dp * p).sum(-1, keepdim=True)).mul_(p).mul_(ctx.scale)
-            queries = block.take(q, block.begin)
-            block.add(dk, ds.mT @ queries.flatten(1, 2), block.first)
-            block.add(dq, (ds @ block.take(k, block.first)).view_as(queries), block.begin)
-        return dq, dk, dv, None, None
+            begin = (block.begin, block.first, block.first)
+            with torch.enable_grad():
+                taken = [
+                    block.take(rows.detach(), start).requires_grad_()
+                    for rows, start in zip(inputs, begin, strict=True)
+                ]
+                queries, keys, values = taken
+                rows = _attend_block(queries, keys, values, block, ctx.scale)
+            found = torch.autograd.grad(rows, taken, block.take(grad, block.begin))
+            for gradient, part, start in zip(gradients, found, begin, strict=True):
+                block.add(gradient, part, start)
+        return *gradients, None, None
 
 
-def _probabilities(q: Tensor, k: Tensor, block: Block, scale: float) -> Tensor:
-    queries, keys = block.take(q, block.begin), block.take(k, block.first)
-    scores = (queries.flatten(1, 2) @ keys.mT).mul_(scale)
-    scores = scores.view(*queries.shape[:3], keys.shape[-2])  # [H_kv, G, queries, keys]
-    before = block.begin - block.first
-    scores[..., before:].masked_fill_(block.corner, -torch.inf)
-    wide = torch.promote_types(scores.dtype, torch.float32)
-    return torch.softmax(scores, dim=-1, dtype=wide).to(scores.dtype)
+def _attend_block(q: Tensor, k: Tensor, v: Tensor, block: Block, scale: float) -> Tensor:
+    """Attend from the queries of a block to its keys; the heads that share keys are a batch."""
+    before = k.shape[-2] - block.corner.shape[-1]
+    mask = pad(block.corner.to(q.dtype), (before, 0))
+    keys, values = (rows[:, None].expand(*q.shape[:2], -1, -1) for rows in (k, v))
+    return scaled_dot_product_attention(q, keys, values, attn_mask=mask, scale=scale)
 
 
 def attend(
@@ -153,6 +152,7 @@ def attend(
             "Take a draft whose layers attend to everything before them, without dropout.",
         )
     (q,), (k,), (v,) = query, key, value
+    q, k = q.to(v.dtype), k.to(v.dtype)  # autocast may leave rotated ones wider
     grouped = q.unflatten(0, (k.shape[0], -1))
     out = ChainAttention.apply(grouped, k, v, blocks, scaling)  # type: ignore[no-untyped-call]
     return out.flatten(0, 1).transpose(0, 1)[None], None

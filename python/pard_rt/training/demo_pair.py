@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,11 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from pard_rt.training.attention import plan_blocks, use_chain_attention
-from pard_rt.training.loop import Schedule, StepLoss, Trainer
-from pard_rt.training.mask_prediction import IGNORED, MaskPrediction, draw_rows
+from pard_rt.training.attention import use_chain_attention
+from pard_rt.training.documents import Pack
+from pard_rt.training.loop import Schedule, StepLosses, Trainer
+from pard_rt.training.loss import MaskPredictionLoss
+from pard_rt.training.mask_prediction import MaskPrediction
 from pard_rt.training.stdlib_text import END, MASK, VOCAB_SIZE, learning_text, make_tokenizer
 
 MAX_LENGTH = 1024
@@ -86,38 +88,29 @@ def with_continuations(first: Batch, continuations: Tensor, batch_size: int) -> 
     return batch
 
 
-def next_token_loss(model: LlamaForCausalLM, batch: Batch) -> StepLoss:
+def next_token_loss(model: LlamaForCausalLM, batch: Batch) -> StepLosses:
     """Plain language modelling."""
 
-    def loss(step: int) -> Tensor:
+    def losses(step: int) -> list[Tensor]:
         tokens = batch(step)
         logits = model(input_ids=tokens[:, :-1], use_cache=False).logits
-        return cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
+        return [cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())]
 
-    return loss
+    return losses
 
 
-def mask_prediction_loss(
-    model: LlamaForCausalLM, batch: Batch, settings: MaskPrediction
-) -> StepLoss:
+def mask_prediction_loss(model: LlamaForCausalLM, batch: Batch) -> StepLosses:
     """Parallel mask prediction over the texts of a batch, packed into one sequence."""
     use_chain_attention(model)
+    loss = MaskPredictionLoss(model, MaskPrediction(), MASK)
 
-    def loss(step: int) -> Tensor:
+    def losses(step: int) -> Iterator[Tensor]:
         texts = batch(step)
-        tokens = texts.reshape(1, -1)
-        lengths = [texts.shape[1]] * len(texts)
-        rows = draw_rows(lengths, settings, torch.Generator().manual_seed(step))
-        logits = model(
-            input_ids=rows.fill(tokens, MASK),
-            position_ids=rows.positions[None],
-            blocks=plan_blocks(rows),
-            use_cache=False,
-        ).logits
-        labels = rows.labels(tokens)
-        return cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
+        learnt = torch.ones(texts.numel(), dtype=torch.bool)
+        pack = Pack(texts.flatten(), learnt, [texts.shape[1]] * len(texts))
+        return loss(pack, torch.Generator().manual_seed(step))
 
-    return loss
+    return losses
 
 
 @torch.inference_mode()
@@ -189,7 +182,7 @@ class DemoPair:
         model = LlamaForCausalLM.from_pretrained(self.work / "draft", dtype=torch.float32)
         model.config.pard_token = MASK
         model.config.spd_type = "pard"
-        loss = mask_prediction_loss(model, self._mixed(1, PROMPT + CONTINUATION), MaskPrediction())
+        loss = mask_prediction_loss(model, self._mixed(1, PROMPT + CONTINUATION))
         self._train("parallel", model, loss, Schedule(self.steps(1200), decay=0.5))
 
     def _mixed(self, pieces: int, length: int) -> Batch:
@@ -199,12 +192,12 @@ class DemoPair:
         return with_continuations(pieces_of(self.text, pieces, length), continuations, 3 * pieces)
 
     def _train(
-        self, name: str, model: LlamaForCausalLM, loss: StepLoss, schedule: Schedule
+        self, name: str, model: LlamaForCausalLM, losses: StepLosses, schedule: Schedule
     ) -> None:
         if (self.work / name).exists():
             return
         print(f"{name}: {sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters")
-        Trainer(model, schedule, self.work / f"{name}.pt").run(loss)
+        Trainer(model, schedule, self.work / f"{name}.pt").run(losses)
         partial = self.work / f"{name}.partial"
         make_tokenizer().save_pretrained(partial)
         model.half().save_pretrained(partial)  # type: ignore[no-untyped-call]

@@ -6,7 +6,8 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,12 @@ from torch import Tensor, nn
 
 from pard_rt.errors import FolderError, first_line
 from pard_rt.training.muon import Muon
+from pard_rt.training.workers import Workers
 
-# The batch of a step and what it is to cost: step -> loss of the module there. It depends on the
-# step alone, so that a resumed run sees the data an unbroken one would have seen.
-StepLoss = Callable[[int], Tensor]
+# What a step is to cost: step -> losses of the module whose sum that is, made one after the other
+# so that one graph is held at a time. They depend on the step alone, so that a resumed run sees the
+# data an unbroken one would have seen. Of several workers each gives its own share.
+StepLosses = Callable[[int], Iterable[Tensor]]
 
 
 @dataclass(frozen=True)
@@ -69,21 +72,44 @@ def adamw(module: nn.Module, schedule: Schedule) -> tuple[torch.optim.Optimizer,
     )
 
 
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn what goes wrong while a file of the training is written into a FolderError."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:  # torch.save raises both
+        raise FolderError(
+            f"'{path}' cannot be written",
+            "room on the disk, and rights to write there",
+            first_line(error),
+            "Make room and start again: training goes on from the checkpoint before.",
+        ) from error
+
+
 class Trainer:
     """Trains one module, with a checkpoint file it resumes from.
 
     Parameters
     ----------
     module
-        The module, on the device it trains on.
+        The module, on the device it trains on; the same in every worker.
     schedule
         Steps and learning rates. A resumed run may have another one.
     checkpoint
         File of the state; JSON lines of the losses go beside it.
     optimizers
         What makes them, each with its full learning rate as `lr`.
+    workers
+        The processes that train together. The first one writes.
+    measured
+        Sums that the losses add to as they are computed, shape and dtype theirs. They are cleared
+        with every line of the log, and saved with the state.
+    report
+        What else goes into a line of the log: (step, measured summed over all workers) -> fields.
     log
         Takes lines about the progress.
+    watch
+        Takes, every step, a few words of where it stands.
     """
 
     def __init__(
@@ -93,44 +119,65 @@ class Trainer:
         checkpoint: Path,
         *,
         optimizers: Optimizers = muon_and_adamw,
+        workers: Workers | None = None,
+        measured: Tensor | None = None,
+        report: Callable[[int, Tensor], dict[str, Any]] = lambda step, measured: {},
         log: Callable[[str], None] = print,
+        watch: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.module = module
         self.schedule = schedule
         self.checkpoint = checkpoint
         self.step = 0
         self.last_loss = math.nan  # mean over the steps logged last
+        self.measured = torch.zeros(1) if measured is None else measured
+        self._losses: list[float] = []  # of steps not logged yet, this worker's share
+        self._workers = workers or Workers()
+        self._report = report
         self._print = log
+        self._watch = watch
         self._optimizers = optimizers(module, schedule)
         self._rates = [optimizer.param_groups[0]["lr"] for optimizer in self._optimizers]
         if checkpoint.is_file():
             self._load()
 
-    def run(self, loss_of: StepLoss, *, save_every: float = 300.0, log_every: int = 20) -> None:
+    @property
+    def history(self) -> Path:
+        """Where the lines of the log go."""
+        return self.checkpoint.with_suffix(".jsonl")
+
+    def run(self, losses_of: StepLosses, *, save_every: float = 300.0, log_every: int = 20) -> None:
         """Train to the end of the schedule, saving every `save_every` seconds."""
         self.module.train()
         saved, began, first = time.monotonic(), time.monotonic(), self.step
-        losses: list[float] = []
         while self.step < self.schedule.steps:
             for rate, optimizer in zip(self._rates, self._optimizers, strict=True):
                 for group in optimizer.param_groups:
                     group["lr"] = rate * self.schedule.scale(self.step)
-            loss = loss_of(self.step)
-            loss.backward()  # type: ignore[no-untyped-call]
-            nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
-            for optimizer in self._optimizers:
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
-            losses.append(float(loss.detach()))
+            self._losses.append(self._take_step(losses_of(self.step)))
             self.step += 1
+            seconds = (time.monotonic() - began) / (self.step - first)
+            left = (self.schedule.steps - self.step) * seconds / 60
+            self._watch(f"step {self.step}/{self.schedule.steps}, {left:.0f} min left")
             if self.step % log_every == 0 or self.step == self.schedule.steps:
-                seconds = (time.monotonic() - began) / (self.step - first)
-                self._log(sum(losses) / len(losses), seconds)
-                losses.clear()
-            if time.monotonic() - saved > save_every:
+                self._log(seconds)
+            if self._workers.agree(time.monotonic() - saved > save_every):
                 self.save()
                 saved = time.monotonic()
         self.save()
+
+    def _take_step(self, losses: Iterable[Tensor]) -> float:
+        total = 0.0
+        for loss in losses:
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += float(loss.detach())
+        parameters = [p for p in self.module.parameters() if p.requires_grad]
+        self._workers.sum_gradients(parameters)
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        for optimizer in self._optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        return total
 
     def save(self) -> None:
         """Write the checkpoint: whole, or the one before stays.
@@ -140,24 +187,24 @@ class Trainer:
         FolderError
             It cannot be written.
         """
-        unfinished = self.checkpoint.with_suffix(".partial")
+        losses, measured = self._summed()
+        if not self._workers.is_first:
+            return
         state = {
             "step": self.step,
             "schedule": asdict(self.schedule),
             "module": self.module.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
+            "losses": losses,
+            "measured": measured,
         }
-        try:
-            torch.save(state, unfinished)
-            os.replace(unfinished, self.checkpoint)
-        except (OSError, RuntimeError) as error:
-            unfinished.unlink(missing_ok=True)
-            raise FolderError(
-                f"A checkpoint cannot be written at step {self.step}",
-                f"room for '{self.checkpoint}', and rights to write it",
-                first_line(error),
-                "Make room and start again: it goes on from the checkpoint before.",
-            ) from error
+        unfinished = self.checkpoint.with_suffix(".partial")
+        with writing(self.checkpoint):
+            try:
+                torch.save(state, unfinished)
+                os.replace(unfinished, self.checkpoint)
+            finally:
+                unfinished.unlink(missing_ok=True)
 
     def _load(self) -> None:
         state: dict[str, Any] = torch.load(self.checkpoint, map_location="cpu")
@@ -165,17 +212,44 @@ class Trainer:
         for optimizer, saved in zip(self._optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         self.step = state["step"]
-        log = self.checkpoint.with_suffix(".jsonl")  # lines of steps that are run again go
-        lines = log.read_text("utf-8").splitlines(keepends=True) if log.is_file() else []
-        log.write_text("".join(x for x in lines if json.loads(x)["step"] <= self.step), "utf-8")
+        if self._workers.is_first:  # what is summed over the workers must not be summed again
+            self._losses = state["losses"]
+            self.measured.copy_(state["measured"])
+            lines = []
+            if self.history.is_file():
+                lines = self.history.read_text("utf-8").splitlines(keepends=True)
+            # Steps that are run again are logged again; a last line may be torn.
+            whole = [line for line in lines if line.endswith("\n")]
+            kept = [line for line in whole if json.loads(line)["step"] <= self.step]
+            self.history.write_text("".join(kept), "utf-8")
+        else:
+            self._losses = [0.0] * len(state["losses"])
 
-    def _log(self, loss: float, seconds: float) -> None:
+    def _summed(self) -> tuple[list[float], Tensor]:
+        """Losses and measurements since the last line of the log, of all workers together."""
+        losses = torch.tensor(self._losses, dtype=torch.float64, device=self.measured.device)
+        measured = self._workers.sum(self.measured.clone())
+        return self._workers.sum(losses).tolist(), measured
+
+    def _log(self, seconds: float) -> None:
+        losses, measured = self._summed()
+        more = self._report(self.step, measured)
+        self._losses.clear()
+        self.measured.zero_()
+        self.last_loss = sum(losses) / len(losses)
+        if not self._workers.is_first:
+            return
         left = (self.schedule.steps - self.step) * seconds
-        self.last_loss = loss
         self._print(
-            f"step {self.step}/{self.schedule.steps}  loss {loss:.4f} "
-            f"({loss / math.log(2):.3f} bits)  {seconds:.2f} s a step, {left / 60:.0f} min left"
+            f"step {self.step}/{self.schedule.steps}  loss {self.last_loss:.4f} "
+            f"({self.last_loss / math.log(2):.3f} bits)  {seconds:.2f} s a step, "
+            f"{left / 60:.0f} min left"
         )
-        record = {"step": self.step, "loss": round(loss, 5), "seconds_per_step": round(seconds, 4)}
-        with self.checkpoint.with_suffix(".jsonl").open("a", encoding="utf-8") as log:
-            log.write(json.dumps(record) + "\n")
+        record = {
+            "step": self.step,
+            "loss": round(self.last_loss, 5),
+            "seconds_per_step": round(seconds, 4),
+            **more,
+        }
+        with writing(self.history), self.history.open("a", encoding="utf-8") as history:
+            history.write(json.dumps(record) + "\n")

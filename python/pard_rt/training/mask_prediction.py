@@ -93,6 +93,12 @@ class Rows:
         """Where each row stands in its document."""
         return self.anchors - self.firsts + self.depths - 1
 
+    def part(self, begin: int, end: int) -> Rows:
+        """Rows of the documents that lie in the real tokens begin..end, as if they were alone."""
+        inside = (self.anchors >= begin) & (self.anchors < end)
+        anchors, depths, firsts, ends = (field[inside] for field in vars(self).values())
+        return Rows(anchors - begin, depths, firsts - begin, ends - begin)
+
     def visible(self) -> Tensor:
         """Which row sees which, bool [M, M] indexed [query, key].
 

@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
-from torch.utils.checkpoint import checkpoint
 
 from pard_rt.errors import InvalidArgumentError, ModelError
 from pard_rt.loading import LoadedModel, load
-from pard_rt.training.attention import plan_blocks, use_chain_attention
+from pard_rt.training.attention import use_chain_attention
 from pard_rt.training.documents import Pack, pack_documents, read_documents
-from pard_rt.training.loop import Schedule, Trainer, adamw
-from pard_rt.training.mask_prediction import IGNORED, MaskPrediction, draw_rows
-
-_LOGIT_ROWS = 1024  # of one piece of the LM head: a vocabulary is wide
+from pard_rt.training.loop import Schedule, Trainer, adamw, writing
+from pard_rt.training.loss import MaskPredictionLoss, by_subtask
+from pard_rt.training.mask_prediction import MaskPrediction
+from pard_rt.training.workers import join
 
 
 @dataclass(frozen=True)
@@ -63,9 +60,12 @@ def train(
     learning_rate: float = 5e-5,
     seed: int = 0,
     device: str = "cpu",
-    dtype: torch.dtype | str = "auto",
+    dtype: torch.dtype | None = None,
+    tokens_per_forward: int = 16384,
+    checkpoint_layers: bool = False,
     save_every: float = 300.0,
     log: Callable[[str], None] = print,
+    watch: Callable[[str], None] = lambda text: None,
 ) -> Trained:
     """Train a parallel draft; begun again with the same arguments, it goes on where it was.
 
@@ -91,12 +91,21 @@ def train(
         Of AdamW; it rises, stays, and falls to zero.
     seed
         Of the order of documents and of conditional drop.
-    device, dtype
-        Where the model is trained, and in what type; "auto" is the checkpoint's.
+    device
+        Where the model is trained: under torchrun, "cuda" is one card for every process.
+    dtype
+        Of the computation; by default bfloat16 on cards that have it, else float32. Weights and
+        optimizer are float32, and saved in the type they came in.
+    tokens_per_forward
+        A step of more real tokens takes several forwards.
+    checkpoint_layers
+        Keep the inputs of layers alone for the backward pass, and compute the rest again.
     save_every
         Seconds between checkpoints.
     log
         Takes lines about the progress.
+    watch
+        Takes, every step, a few words of where it stands.
 
     Raises
     ------
@@ -104,10 +113,19 @@ def train(
         Data, lengths or the mask token cannot be used; nothing has been written.
     ModelError
         The model cannot be trained so: its attention is not plain, or its logits are changed.
+    FolderError
+        Something cannot be written; the state before stays.
     """
     settings = settings or MaskPrediction()
     output = Path(output)
-    loaded = load(model, dtype=dtype, device=device)
+    workers, device = join(device)
+    if not workers.is_first:
+        log = watch = lambda text: None
+    loaded = load(model, device=device)
+    stored = loaded.module.dtype
+    if dtype is None:
+        narrow = torch.device(device).type == "cuda" and torch.cuda.is_bf16_supported()
+        dtype = torch.bfloat16 if narrow else torch.float32
     limit = loaded.facts.max_length
     for name, value, low, high in (
         ("max_length", max_length, 2, limit),
@@ -142,50 +160,47 @@ def train(
         # Epochs are packed anew, and some have a pack more or less.
         return packs[epoch][step % num_packs % len(packs[epoch])]
 
-    module = loaded.module.requires_grad_(True)
+    module = loaded.module.float().requires_grad_(True)
     use_chain_attention(module)
-    output.mkdir(parents=True, exist_ok=True)
-    trainer = Trainer(module, schedule, output / "training.pt", optimizers=adamw, log=log)
+    if checkpoint_layers:
+        # Its name until transformers 5.23, and from then on.
+        old, new = "gradient_checkpointing_enable", "activation_checkpointing_enable"
+        getattr(module, new, getattr(module, old))({"use_reentrant": False})
+    loss = MaskPredictionLoss(
+        module,
+        settings,
+        mask,
+        workers=workers,
+        tokens_per_forward=tokens_per_forward,
+        dtype=dtype,
+    )
+    with writing(output):
+        output.mkdir(parents=True, exist_ok=True)
+    trainer = Trainer(
+        module,
+        schedule,
+        output / "training.pt",
+        optimizers=adamw,
+        workers=workers,
+        measured=loss.measured,
+        report=lambda step, measured: by_subtask(measured),
+        log=log,
+        watch=watch,
+    )
 
-    def loss(step: int) -> Tensor:
-        generator = torch.Generator().manual_seed((seed << 32) + step)
-        return mask_prediction_loss(module, pack(step), settings, mask, generator)
+    def losses(step: int) -> Iterable[Tensor]:
+        return loss(pack(step), torch.Generator().manual_seed((seed << 32) + step))
 
-    trainer.run(loss, save_every=save_every)
+    trainer.run(losses, save_every=save_every)
     seen = sum(len(pack(step).tokens) for step in range(steps))
     module.config.pard_token = mask
     module.config.spd_type = "pard"
     module.set_attn_implementation("sdpa")
-    _save(loaded, output)
+    if workers.is_first:
+        with writing(output):
+            _save(loaded, stored, output)
+    workers.wait()
     return Trained(output, mask, reason, steps, seen, trainer.last_loss)
-
-
-def mask_prediction_loss(
-    module: Any, pack: Pack, settings: MaskPrediction, mask: int, generator: torch.Generator
-) -> Tensor:
-    """Mean loss over the rows that name a token to be learnt; the LM head sees no others."""
-    device = module.device
-    rows = draw_rows(pack.lengths, settings, generator)
-    labels = rows.labels(torch.where(pack.learnt, pack.tokens, IGNORED))
-    wanted = (labels != IGNORED).nonzero()[:, 0].to(device)
-    hidden = module.base_model(
-        input_ids=rows.fill(pack.tokens, mask)[None].to(device),
-        position_ids=rows.positions[None].to(device),
-        blocks=plan_blocks(rows, device),
-        use_cache=False,
-    ).last_hidden_state[0, wanted]
-    named = labels.to(device)[wanted]
-    head = module.get_output_embeddings()
-
-    def piece(states: Tensor, targets: Tensor) -> Tensor:
-        return cross_entropy(head(states).to(total.dtype), targets, reduction="sum")
-
-    total = hidden.new_zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32))
-    for start in range(0, len(wanted), _LOGIT_ROWS):
-        part = slice(start, start + _LOGIT_ROWS)
-        total = total + checkpoint(piece, hidden[part], named[part], use_reentrant=False)
-    loss: Tensor = total / max(1, len(wanted))
-    return loss
 
 
 def choose_mask_token(loaded: LoadedModel, given: int | None, used: set[int]) -> tuple[int, str]:
@@ -251,11 +266,11 @@ def _check_head(loaded: LoadedModel) -> None:
             )
 
 
-def _save(loaded: LoadedModel, output: Path) -> None:
+def _save(loaded: LoadedModel, stored: torch.dtype, output: Path) -> None:
     """Write the checkpoint: nothing takes its name before all of it is written."""
     partial = output / "partial"
     shutil.rmtree(partial, ignore_errors=True)
-    loaded.module.save_pretrained(partial)
+    loaded.module.to(stored).save_pretrained(partial)
     if loaded.tokenizer is not None:
         loaded.tokenizer.save_pretrained(partial)
     for file in partial.iterdir():

@@ -1,0 +1,137 @@
+"""The loss of parallel mask prediction, with what every sub-task costs and gets right."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from torch.utils.checkpoint import checkpoint
+
+from pard_rt.training.attention import plan_blocks
+from pard_rt.training.documents import Pack
+from pard_rt.training.mask_prediction import IGNORED, MaskPrediction, Rows, draw_rows
+from pard_rt.training.workers import Workers
+
+_LOGIT_ROWS = 1024  # of one piece of the LM head: a vocabulary is wide
+
+
+class MaskPredictionLoss:
+    """Losses of a pack's parts, which sum to the mean over the rows that name a token to be learnt.
+
+    Parameters
+    ----------
+    module
+        A transformers model that attends through chains (`use_chain_attention`).
+    settings
+        K in training and conditional drop.
+    mask_token_id
+        What mask tokens are fed as.
+    workers
+        Each takes its share of a pack's documents.
+    tokens_per_forward
+        A share of more real tokens takes several forwards; documents are not cut.
+    dtype
+        Of the computation where it is narrower than the weights.
+    """
+
+    def __init__(
+        self,
+        module: Any,
+        settings: MaskPrediction,
+        mask_token_id: int,
+        *,
+        workers: Workers | None = None,
+        tokens_per_forward: int = 1 << 24,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self._module = module
+        self._settings = settings
+        self._mask = mask_token_id
+        self._workers = workers or Workers()
+        self._tokens_per_forward = tokens_per_forward
+        self._dtype = dtype
+        # Of every sub-task: its loss, how many of its rows named the right token, how many rows.
+        self.measured = torch.zeros(
+            3, settings.num_subtasks, dtype=torch.float64, device=module.device
+        )
+
+    def __call__(self, pack: Pack, generator: torch.Generator) -> Iterator[Tensor]:
+        """Draw the rows of a pack, the same in every worker, and give the losses of this one's."""
+        rows = draw_rows(pack.lengths, self._settings, generator)
+        to_name = torch.where(pack.learnt, pack.tokens, IGNORED)
+        num_named = int((rows.labels(to_name) != IGNORED).sum())
+        count = max(self._workers.size, -(-len(to_name) // self._tokens_per_forward))
+        for begin, end in cut(pack.lengths, count)[self._workers.rank :: self._workers.size]:
+            if begin < end:
+                part = rows.part(begin, end), pack.tokens[begin:end], to_name[begin:end]
+                yield self._sum(*part) / num_named
+
+    def _sum(self, rows: Rows, tokens: Tensor, to_name: Tensor) -> Tensor:
+        device = self._module.device
+        labels = rows.labels(to_name)
+        named = (labels != IGNORED).nonzero()[:, 0]
+        labels, depths = labels[named].to(device), rows.depths[named].to(device)
+        narrow = self._dtype != torch.float32
+        with torch.autocast(torch.device(device).type, self._dtype, enabled=narrow):
+            hidden = self._module.base_model(
+                input_ids=rows.fill(tokens, self._mask)[None].to(device),
+                position_ids=rows.positions[None].to(device),
+                blocks=plan_blocks(rows, device),
+                use_cache=False,
+            ).last_hidden_state[0, named.to(device)]
+            head = self._module.get_output_embeddings()
+
+            def piece(states: Tensor, named: Tensor) -> tuple[Tensor, Tensor]:
+                logits = head(states)
+                logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+                right = logits.detach().argmax(-1) == named
+                return cross_entropy(logits, named, reduction="none"), right
+
+            total: Tensor = hidden.sum() * 0.0  # of no rows, too, a loss with a gradient
+            for start in range(0, len(labels), _LOGIT_ROWS):
+                part = slice(start, start + _LOGIT_ROWS)
+                losses, right = checkpoint(piece, hidden[part], labels[part], use_reentrant=False)
+                total = total + losses.sum()
+                self._measure(depths[part], losses.detach(), right)
+        return total
+
+    def _measure(self, depths: Tensor, losses: Tensor, right: Tensor) -> None:
+        found = torch.stack([losses.double(), right.double(), torch.ones_like(losses).double()])
+        self.measured.index_add_(1, depths - 1, found)
+
+
+def by_subtask(measured: Tensor) -> dict[str, list[float | None]]:
+    """Loss (nats a row) and accuracy of every sub-task; None where it had no rows."""
+    losses, right, rows = measured.tolist()
+
+    def mean(sums: list[float]) -> list[float | None]:
+        return [
+            round(value / count, 5) if count else None
+            for value, count in zip(sums, rows, strict=True)
+        ]
+
+    return {"subtask_loss": mean(losses), "subtask_accuracy": mean(right)}
+
+
+def cut(lengths: list[int], count: int) -> list[tuple[int, int]]:
+    """Cut documents laid end to end into `count` runs about as long as each other.
+
+    Returns
+    -------
+    list of pairs
+        First token of a run and the one behind its last. Some are empty where documents are few.
+    """
+    total = sum(lengths)
+    cuts, behind, number = [0], 0, 1
+    for length in lengths:
+        # A document belongs to the run in which its middle lies.
+        while number < count and behind + length / 2 >= number * total / count:
+            cuts.append(behind)
+            number += 1
+        behind += length
+    cuts += [total] * (count + 1 - len(cuts))
+    return list(pairwise(cuts))
