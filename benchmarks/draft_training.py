@@ -126,7 +126,51 @@ def page(found: Json) -> str:
             f"| {dense['mebibytes']:.0f} | {chain['mebibytes']:.0f} |"
         )
     lines += ["", f"Peak memory of the chain form grows with length to the power {growth:.2f}.", ""]
+    lines += ["![Time and memory over the length](draft-training.svg)", ""]
     return "\n".join(lines)
+
+
+def plot(found: Json) -> str:
+    """Draw both quantities over the length, all axes logarithmic, as SVG."""
+    width, height, left, top = 270, 200, 50, 30
+    lengths = [row["length"] for row in found["rows"]]
+    parts = []
+
+    def place(value: float, low: float, high: float, size: float) -> float:
+        return size * math.log(value / low) / math.log(high / low)
+
+    for panel, (key, title) in enumerate((("seconds", "seconds a step"), ("mebibytes", "MiB"))):
+        values = [row[form][key] for row in found["rows"] for form in FORMS]
+        low, high = min(values), max(values)
+        x0 = left + panel * (width + left + 20)
+        parts.append(f'<text x="{x0}" y="{top - 12}">{title}</text>')
+        parts.append(f'<path d="M{x0} {top}v{height}h{width}" stroke="#888" fill="none"/>')
+        for length in lengths:
+            x = x0 + place(length, lengths[0], lengths[-1], width)
+            parts.append(
+                f'<text x="{x:.0f}" y="{top + height + 16}" text-anchor="middle">{length}</text>'
+            )
+        for form, colour in zip(FORMS, ("#c33", "#27c"), strict=True):
+            points = [
+                (
+                    x0 + place(row["length"], lengths[0], lengths[-1], width),
+                    top + height - place(row[form][key], low, high, height),
+                    row[form][key],
+                )
+                for row in found["rows"]
+            ]
+            line = " ".join(f"{x:.1f},{y:.1f}" for x, y, _ in points)
+            parts.append(f'<polyline points="{line}" stroke="{colour}" fill="none"/>')
+            for x, y, value in (points[0], points[-1]):
+                text = f"{value:.3g}" if value < 100 else f"{value:.0f}"
+                anchor = "start" if x == x0 else "end"
+                parts.append(
+                    f'<text x="{x + (4 if x == x0 else -4):.0f}" y="{y - 4:.0f}" fill="{colour}" '
+                    f'text-anchor="{anchor}">{form} {text}</text>'
+                )
+    size = f'width="{2 * (width + left + 20)}" height="{top + height + 30}"'
+    style = 'xmlns="http://www.w3.org/2000/svg" font-family="sans-serif" font-size="12"'
+    return f"<svg {style} {size}>\n" + "\n".join(parts) + "\n</svg>\n"
 
 
 def main() -> None:
@@ -144,6 +188,7 @@ def main() -> None:
     found = measure(arguments.steps, arguments.turns)
     arguments.out.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
     arguments.out.with_suffix(".md").write_text(page(found), "utf-8")
+    arguments.out.with_suffix(".svg").write_text(plot(found), "utf-8")
 
 
 if __name__ == "__main__":
