@@ -17,12 +17,13 @@ from transformers import (
     GenerationConfig,
     PreTrainedTokenizerBase,
 )
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from pard_rt.errors import InvalidArgumentError, ModelError, first_line
 from pard_rt.hub import display_name, locate
+from pard_rt.models.requirements import require_decoder
 from pard_rt.vocabulary import count_tokens, digest_vocabulary, special_token_ids
 
+_TOKENIZER_FILES = ("tokenizer.json", "vocab*", "*.model", "tekken.json")
 _MASK_TOKEN_KEYS = ("pard_token", "ptd_token_id", "mask_token_id")
 
 
@@ -88,13 +89,12 @@ def load(
     folder = locate(source)
     name = str(folder)
     config = _load_config(name)
-    _require_decoder(name, config)
+    require_decoder(name, config)
     check_weights(folder)
     module = _put(_load_module(name, config, dtype), name, device)
     tokenizer = _load_tokenizer(name, need_tokenizer)
-    embedding_rows = module.get_input_embeddings().weight.shape[0]
+    embedding_rows, vocab_size = _embedding_sizes(name, module)
     mask = read_mask_token(config, embedding_rows, mask_token_id)
-    vocab_size = module.get_output_embeddings().weight.shape[0]
     vocabulary = {} if tokenizer is None else tokenizer.get_vocab()
     textless = set() if tokenizer is None else special_token_ids(tokenizer)
     textless |= set() if mask is None else {mask}
@@ -104,7 +104,9 @@ def load(
         num_tokens=count_tokens(vocabulary, mask) or vocab_size,
         vocabulary_id=digest_vocabulary(vocabulary, textless),
         max_length=_max_length(config, max_length),
-        bos_token_id=_first(config.bos_token_id, getattr(tokenizer, "bos_token_id", None)),
+        bos_token_id=_first(
+            getattr(config, "bos_token_id", None), getattr(tokenizer, "bos_token_id", None)
+        ),
         eos_token_ids=_eos_token_ids(name, config, tokenizer),
         mask_token_id=mask,
     )
@@ -232,21 +234,6 @@ def _load_config(name: str) -> Any:
         ) from error
 
 
-def _require_decoder(name: str, config: Any) -> None:
-    if getattr(config, "is_encoder_decoder", False):
-        actual = f"an encoder-decoder ({config.model_type})"
-    elif type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        actual = str(config.model_type)
-    else:
-        return
-    raise ModelError(
-        f"{name} is not a decoder-only language model",
-        "a causal language model",
-        actual,
-        "Use a model that transformers loads as AutoModelForCausalLM.",
-    )
-
-
 def _load_module(name: str, config: Any, dtype: torch.dtype | str) -> Any:
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -273,8 +260,24 @@ def _load_module(name: str, config: Any, dtype: torch.dtype | str) -> Any:
     return module.eval().requires_grad_(False)
 
 
+def _embedding_sizes(name: str, module: Any) -> tuple[int, int]:
+    try:
+        embeddings = module.get_input_embeddings(), module.get_output_embeddings()
+        rows, vocab_size = (int(each.weight.shape[0]) for each in embeddings)
+    except (AttributeError, NotImplementedError) as error:
+        raise ModelError(
+            f"{name} keeps its embeddings where they cannot be found",
+            "an embedding of tokens, and an LM head that is one matrix",
+            first_line(error),
+            "Use another architecture.",
+        ) from error
+    return rows, vocab_size
+
+
 def _load_tokenizer(name: str, needed: bool) -> PreTrainedTokenizerBase | None:
     try:
+        if not any(any(Path(name).glob(file)) for file in _TOKENIZER_FILES):
+            raise OSError("none")  # transformers would make up an empty one for some architectures
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         if not needed:
@@ -289,7 +292,7 @@ def _load_tokenizer(name: str, needed: bool) -> PreTrainedTokenizerBase | None:
 
 
 def _max_length(config: Any, asked: int | None) -> int:
-    limit = getattr(config, "max_position_embeddings", None)
+    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
     length = asked if asked is not None else limit
     if length is None or length < 1 or (limit is not None and length > limit):
         raise InvalidArgumentError(
@@ -306,7 +309,8 @@ def _eos_token_ids(name: str, config: Any, tokenizer: Any) -> tuple[int, ...]:
         generation = GenerationConfig.from_pretrained(name).eos_token_id
     except OSError:
         generation = None
-    ids = _first(generation, config.eos_token_id, getattr(tokenizer, "eos_token_id", None))
+    configured = getattr(config, "eos_token_id", None)
+    ids = _first(generation, configured, getattr(tokenizer, "eos_token_id", None))
     several = ids if isinstance(ids, (list, tuple)) else () if ids is None else (ids,)
     return tuple(int(i) for i in several)
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pard_rt.errors import ModelError
+from pard_rt.errors import Error, ModelError, first_line
 from pard_rt.models.attention import (
     ATTENTION_NAME,
     AttentionCall,
@@ -20,12 +20,12 @@ from pard_rt.models.attention import (
     SequenceCache,
     attending,
 )
+from pard_rt.models.requirements import refuse_layers, refuse_moving_rope
 
 # Largest difference to eager, as a share of the largest logit.
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 8e-2}
 
 _PREFILL, _NEW_ROWS = 9, 5
-_LAYER_TYPES = ("full_attention", "sliding_attention")
 
 
 @dataclass(frozen=True)
@@ -70,10 +70,20 @@ def adopt(module: Any, max_length: int) -> CacheLayout:
     module.eval()
     _own_config(module)
     config = module.config
-    _refuse_layer_types(config)
+    refuse_layers(config)
     refuse_moving_rope(config, max_length)
     config._attn_implementation = ATTENTION_NAME
-    return _compare_with_eager(module)
+    try:
+        return _compare_with_eager(module)
+    except Error:
+        raise
+    except Exception as error:  # every architecture has its own
+        raise ModelError(
+            f"{type(module).__name__} does not run as pard-rt runs decoders",
+            "logits of token ids at given positions, by attention of transformers' registry",
+            f"{type(error).__name__}: {first_line(error)}",
+            "Use another architecture.",
+        ) from error
 
 
 def _own_config(module: nn.Module) -> None:
@@ -82,39 +92,6 @@ def _own_config(module: nn.Module) -> None:
     for part in module.modules():
         if getattr(part, "config", None) is shared:
             part.config = own
-
-
-def _refuse_layer_types(config: Any) -> None:
-    other = sorted(set(getattr(config, "layer_types", None) or ()) - set(_LAYER_TYPES))
-    if getattr(config, "attention_chunk_size", None) is not None:
-        other.append("chunked_attention")
-    if other:
-        raise ModelError(
-            f"{config.model_type} has layers that pard-rt cannot run",
-            f"layers of type {' or '.join(_LAYER_TYPES)}",
-            ", ".join(other),
-            "Use a decoder with plain attention layers.",
-        )
-
-
-def refuse_moving_rope(config: Any, max_length: int) -> None:
-    """Refuse rotary embeddings that change with the length within `max_length`.
-
-    Keys cached under one length would be wrong under another: no cache could be kept.
-    """
-    parameters = getattr(config, "rope_parameters", None) or {}
-    kinds = [parameters] if "rope_type" in parameters else list(parameters.values())
-    for kind in kinds:
-        if not isinstance(kind, dict) or kind.get("rope_type") not in ("dynamic", "longrope"):
-            continue
-        limit = kind.get("original_max_position_embeddings") or config.max_position_embeddings
-        if max_length > limit:
-            raise ModelError(
-                f"The rotary embedding '{kind['rope_type']}' changes beyond {limit} positions",
-                f"max_length <= {limit}",
-                str(max_length),
-                f"Pass max_length={limit}.",
-            )
 
 
 class _Recorder:
