@@ -132,6 +132,41 @@ def test_a_trained_draft_drafts(tmp_path: Path, tiny_models: TinyModels) -> None
     assert tokens_per_round(target.folder, done.folder) > before + 1
 
 
+def test_tokens_per_round_are_measured_on_held_out_documents(
+    tmp_path: Path, tiny_models: TinyModels
+) -> None:
+    data = tmp_path / "data.txt"
+    data.write_text(TEXT)
+    base = tiny_models.checkpoint("llama", seed=9)
+    options: Any = {"max_length": 40, "tokens_per_step": 480, "learning_rate": 3e-3, "epochs": 40}
+    lines: list[str] = []
+    target = train(base, [data], tmp_path / "target", settings=MaskPrediction(1), **options)
+    assert target.tokens_per_round is None
+    done = train(
+        base, [data], tmp_path / "draft", settings=MaskPrediction(6), target=target.folder,
+        measure_every=40, log=lines.append, **options,
+    )  # fmt: skip
+    records = [json.loads(x) for x in (tmp_path / "draft/training.jsonl").read_text().splitlines()]
+    measured = {r["step"]: r["tokens_per_round"] for r in records if "tokens_per_round" in r}
+    assert list(measured) == [*range(40, done.steps, 40), done.steps]
+    assert round(done.tokens_per_round or 0, 4) == measured[done.steps]
+    before = float(next(x for x in lines if "before" in x).rsplit(" ", 1)[1])
+    assert done.tokens_per_round > before + 0.5
+    again = train(
+        base,
+        [data],
+        tmp_path / "draft",
+        settings=MaskPrediction(6),
+        target=target.folder,
+        **options,
+    )
+    assert again.tokens_per_round == done.tokens_per_round
+    with pytest.raises(pard_rt.InvalidArgumentError, match="too few documents"):
+        train(base, [data], tmp_path / "o", target=base, max_length=120)
+    with pytest.raises(pard_rt.Error):
+        train(base, [data], tmp_path / "o", target=tmp_path, max_length=40)
+
+
 def test_a_cut_run_goes_on_to_the_weights_of_an_unbroken_one(
     tmp_path: Path, tiny_models: TinyModels, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -240,6 +240,12 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
         "--learning-rate", type=float, default=5e-5, metavar="R", help="of AdamW (default: 5e-5)"
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N")
+    parser.add_argument(
+        "--target", metavar="MODEL", help="measure tokens per round with it, on held-out documents"
+    )
+    parser.add_argument(
+        "--measure-every", type=int, default=500, metavar="N", help="steps between that (500)"
+    )
     parser.add_argument("--device", default="cpu", metavar="D", help="cpu (default) or cuda")
     parser.add_argument(
         "--checkpoint-layers", action="store_true", help="less memory for the backward pass, slower"

@@ -34,6 +34,8 @@ def run_train(arguments: argparse.Namespace) -> int:
             learning_rate=arguments.learning_rate,
             seed=arguments.seed,
             device=arguments.device,
+            target=arguments.target,
+            measure_every=arguments.measure_every,
             checkpoint_layers=arguments.checkpoint_layers,
             log=shown.print,
             watch=shown.say,
@@ -44,4 +46,6 @@ def run_train(arguments: argparse.Namespace) -> int:
     print_field("mask token", f"{done.mask_token_id}, {done.mask_token_reason}")
     print_field("seen", f"{done.tokens} tokens in {done.steps} steps")
     print_field("loss", f"{done.loss:.3f} nats a row")
+    if done.tokens_per_round is not None:
+        print_field("held out", f"{done.tokens_per_round:.2f} tokens per round")
     return 0

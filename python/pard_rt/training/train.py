@@ -7,18 +7,23 @@ import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pard_rt.errors import InvalidArgumentError, ModelError
 from pard_rt.loading import LoadedModel, load
+from pard_rt.opening import open_model
+from pard_rt.training.acceptance import Acceptance, hold_out
 from pard_rt.training.attention import use_chain_attention
-from pard_rt.training.documents import Pack, pack_documents, read_documents
+from pard_rt.training.documents import Document, Pack, pack_documents, read_documents
 from pard_rt.training.loop import Schedule, Trainer, adamw, writing
 from pard_rt.training.loss import MaskPredictionLoss, by_subtask
 from pard_rt.training.mask_prediction import MaskPrediction
 from pard_rt.training.workers import join
+
+LOG_EVERY = 20  # steps
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,8 @@ class Trained:
         Steps taken, and real tokens seen in them.
     loss
         Mean over the last steps, in nats per row.
+    tokens_per_round
+        With the target, on held-out documents, K being that of training; None without a target.
     """
 
     folder: Path
@@ -45,6 +52,7 @@ class Trained:
     steps: int
     tokens: int
     loss: float
+    tokens_per_round: float | None
 
 
 def train(
@@ -59,6 +67,8 @@ def train(
     tokens_per_step: int = 4096,
     learning_rate: float = 5e-5,
     seed: int = 0,
+    target: str | os.PathLike[str] | None = None,
+    measure_every: int = 500,
     device: str = "cpu",
     dtype: torch.dtype | None = None,
     tokens_per_forward: int = 16384,
@@ -91,8 +101,13 @@ def train(
         Of AdamW; it rises, stays, and falls to zero.
     seed
         Of the order of documents and of conditional drop.
+    target
+        ONNX folder, Hugging Face directory or hub id of the model the draft is for. With it, some
+        documents are held out, and tokens per round on them are measured.
+    measure_every
+        Steps between those measurements; there is one at the beginning and one at the end.
     device
-        Where the model is trained: under torchrun, "cuda" is one card for every process.
+        Where the models are: under torchrun, "cuda" is one card for every process.
     dtype
         Of the computation; by default bfloat16 on cards that have it, else float32. Weights and
         optimizer are float32, and saved in the type they came in.
@@ -111,6 +126,8 @@ def train(
     ------
     InvalidArgumentError
         Data, lengths or the mask token cannot be used; nothing has been written.
+    IncompatibleModelsError
+        The draft does not fit the target.
     ModelError
         The model cannot be trained so: its attention is not plain, or its logits are changed.
     FolderError
@@ -141,6 +158,9 @@ def train(
     documents = read_documents(
         [Path(path) for path in data], loaded.tokenizer, max_length=max_length
     )
+    held_out: list[Document] = []
+    if target is not None:
+        documents, held_out = hold_out(documents, seed)
     used = {token for document in documents for token in document.tokens.tolist()}
     mask, reason = choose_mask_token(loaded, mask_token_id, used)
     log(f"mask token {mask}: {reason}")
@@ -174,6 +194,23 @@ def train(
         tokens_per_forward=tokens_per_forward,
         dtype=dtype,
     )
+    acceptance = None
+    if target is not None and workers.is_first:
+        opened = open_model(target, device=device.partition(":")[0])
+        acceptance = Acceptance(opened.model, loaded, held_out, mask, settings.num_subtasks)
+        log(f"tokens per round before training: {acceptance():.2f}")
+    worth: float | None = None
+
+    def report(step: int, measured: Tensor) -> dict[str, Any]:
+        nonlocal worth
+        record: dict[str, Any] = by_subtask(measured)
+        due = step == steps or step // measure_every != (step - LOG_EVERY) // measure_every
+        if acceptance is not None and due:
+            worth = acceptance()
+            record["tokens_per_round"] = round(worth, 4)
+            log(f"tokens per round: {worth:.2f}")
+        return record
+
     with writing(output):
         output.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(
@@ -183,7 +220,7 @@ def train(
         optimizers=adamw,
         workers=workers,
         measured=loss.measured,
-        report=lambda step, measured: by_subtask(measured),
+        report=report,
         log=log,
         watch=watch,
     )
@@ -191,7 +228,9 @@ def train(
     def losses(step: int) -> Iterable[Tensor]:
         return loss(pack(step), torch.Generator().manual_seed((seed << 32) + step))
 
-    trainer.run(losses, save_every=save_every)
+    trainer.run(losses, save_every=save_every, log_every=LOG_EVERY)
+    if acceptance is not None and worth is None:  # all steps had been taken before
+        worth = acceptance()
     seen = sum(len(pack(step).tokens) for step in range(steps))
     module.config.pard_token = mask
     module.config.spd_type = "pard"
@@ -200,7 +239,7 @@ def train(
         with writing(output):
             _save(loaded, stored, output)
     workers.wait()
-    return Trained(output, mask, reason, steps, seen, trainer.last_loss)
+    return Trained(output, mask, reason, steps, seen, trainer.last_loss, worth)
 
 
 def choose_mask_token(loaded: LoadedModel, given: int | None, used: set[int]) -> tuple[int, str]:

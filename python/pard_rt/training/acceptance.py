@@ -1,0 +1,104 @@
+"""What a draft in training is worth: its tokens per round with a target, on held-out documents."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from pard_rt._core import Decoder, Model, ParallelDrafter
+from pard_rt.errors import InvalidArgumentError
+from pard_rt.loading import LoadedModel
+from pard_rt.models.torch_model import TorchModel
+from pard_rt.training.attention import use_chain_attention
+from pard_rt.training.documents import Document
+
+NUM_HELD_OUT = 8
+_NEW_TOKENS = 64
+
+
+def hold_out(documents: Sequence[Document], seed: int) -> tuple[list[Document], list[Document]]:
+    """Set some documents apart: those to train on, and those held out.
+
+    Raises
+    ------
+    InvalidArgumentError
+        There would be no more left than are set apart.
+    """
+    if len(documents) < 2 * NUM_HELD_OUT:
+        raise InvalidArgumentError(
+            "There are too few documents to hold some out for the target",
+            f"at least {2 * NUM_HELD_OUT}",
+            str(len(documents)),
+            "Give more data, a smaller max_length, or no target.",
+        )
+    order = torch.randperm(len(documents), generator=torch.Generator().manual_seed(seed)).tolist()
+    held_out = set(order[:NUM_HELD_OUT])
+    return (
+        [document for index, document in enumerate(documents) if index not in held_out],
+        [documents[index] for index in sorted(held_out)],
+    )
+
+
+class Acceptance:
+    """Decodes the target's greedy text with the draft as it is.
+
+    Parameters
+    ----------
+    target
+        The model that the draft is for.
+    draft
+        The model in training; it attends through chains again when it has been tried.
+    documents
+        The prompt of a document ends where there is something to learn, or in its middle.
+    mask_token_id
+        The mask token it is trained with.
+    num_speculative_tokens
+        K.
+    """
+
+    def __init__(
+        self,
+        target: Model,
+        draft: LoadedModel,
+        documents: Sequence[Document],
+        mask_token_id: int,
+        num_speculative_tokens: int,
+    ) -> None:
+        vocab_size = draft.module.get_output_embeddings().weight.shape[0]  # it may have grown
+        self._target = target
+        self._draft = replace(draft, facts=replace(draft.facts, vocab_size=vocab_size))
+        self._mask = mask_token_id
+        self._k = num_speculative_tokens
+        longest = min(target.info().max_length, draft.facts.max_length) - _NEW_TOKENS
+        self._prompts = [_prompt(document)[:longest] for document in documents]
+
+    def __call__(self) -> float:
+        """Return the mean tokens per round.
+
+        Raises
+        ------
+        IncompatibleModelsError
+            The draft does not fit the target.
+        """
+        module = self._draft.module
+        try:
+            drafter = ParallelDrafter(TorchModel(self._draft), self._mask)
+            decoder = Decoder(self._target, drafter, num_speculative_tokens=self._k)
+            sequences = [
+                decoder.add(prompt, max_new_tokens=_NEW_TOKENS) for prompt in self._prompts
+            ]
+            decoder.run()
+        finally:
+            use_chain_attention(module)
+            module.train()
+        counts = [sequence.counts for sequence in sequences]
+        return sum(each.committed for each in counts) / sum(each.rounds for each in counts)
+
+
+def _prompt(document: Document) -> list[int]:
+    learnt = int(document.learnt.int().argmax())
+    end = learnt if learnt > 0 else max(1, len(document.tokens) // 2)
+    tokens: list[int] = document.tokens[:end].tolist()
+    return tokens
