@@ -91,7 +91,7 @@ def load(
     _require_decoder(name, config)
     check_weights(folder)
     module = _put(_load_module(name, config, dtype), name, device)
-    tokenizer = _load_tokenizer(name, need_tokenizer)
+    tokenizer = load_tokenizer(name, needed=need_tokenizer)
     embedding_rows = module.get_input_embeddings().weight.shape[0]
     mask = read_mask_token(config, embedding_rows, mask_token_id)
     vocab_size = module.get_output_embeddings().weight.shape[0]
@@ -273,7 +273,14 @@ def _load_module(name: str, config: Any, dtype: torch.dtype | str) -> Any:
     return module.eval().requires_grad_(False)
 
 
-def _load_tokenizer(name: str, needed: bool) -> PreTrainedTokenizerBase | None:
+def load_tokenizer(name: str, *, needed: bool = True) -> PreTrainedTokenizerBase | None:
+    """Load the tokenizer of a folder; where it is not `needed`, None if there is none.
+
+    Raises
+    ------
+    ModelError
+        There is none, or it cannot be read.
+    """
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
