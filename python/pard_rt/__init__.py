@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from pard_rt.exporter import export
     from pard_rt.loading import load
     from pard_rt.models.torch_model import TorchModel
+    from pard_rt.training.regenerate import regenerate
     from pard_rt.training.train import train
 
 __version__ = version("pard-rt")
@@ -54,6 +55,7 @@ _LAZY = {
     "TorchModel": "pard_rt.models.torch_model",
     "export": "pard_rt.exporter",
     "load": "pard_rt.loading",
+    "regenerate": "pard_rt.training.regenerate",
     "train": "pard_rt.training.train",
 }
 
@@ -95,6 +97,7 @@ __all__ = [
     "onnxruntime_providers",
     "probe_model",
     "read_folder",
+    "regenerate",
     "train",
     "verify",
 ]

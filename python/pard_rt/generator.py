@@ -288,6 +288,11 @@ class Generator:
     def num_speculative_tokens(self, value: int) -> None:
         self.decoder.num_speculative_tokens = value
 
+    @property
+    def max_length(self) -> int:
+        """Positions a sequence may have, prompt included."""
+        return self._target.info.max_length
+
     @overload
     def generate(self, prompt: Prompt, **options: Unpack[Options]) -> Output: ...
     @overload
@@ -431,6 +436,11 @@ class Stream:
     def __del__(self) -> None:
         if hasattr(self, "_request"):
             self.close()
+
+    @property
+    def finished(self) -> bool:
+        """Whether all of it has come, read or not: rounds of other streams bring it on too."""
+        return self._request.ended()
 
     @property
     def output(self) -> Output:

@@ -92,7 +92,7 @@ def load(
     require_decoder(name, config)
     check_weights(folder)
     module = _put(_load_module(name, config, dtype), name, device)
-    tokenizer = _load_tokenizer(name, need_tokenizer)
+    tokenizer = load_tokenizer(name, needed=need_tokenizer)
     embedding_rows, vocab_size = _embedding_sizes(name, module)
     mask = read_mask_token(config, embedding_rows, mask_token_id)
     vocabulary = {} if tokenizer is None else tokenizer.get_vocab()
@@ -274,7 +274,14 @@ def _embedding_sizes(name: str, module: Any) -> tuple[int, int]:
     return rows, vocab_size
 
 
-def _load_tokenizer(name: str, needed: bool) -> PreTrainedTokenizerBase | None:
+def load_tokenizer(name: str, *, needed: bool = True) -> PreTrainedTokenizerBase | None:
+    """Load the tokenizer of a folder; where it is not `needed`, None if there is none.
+
+    Raises
+    ------
+    ModelError
+        There is none, or it cannot be read.
+    """
     try:
         if not any(any(Path(name).glob(file)) for file in _TOKENIZER_FILES):
             raise OSError("none")  # transformers would make up an empty one for some architectures

@@ -17,6 +17,7 @@ from pard_rt.errors import Error
 
 __all__ = ["main"]
 
+_REGENERATE = "train regenerate"
 _EXIT_STATUS = (
     "exit status: 0 all is well, 1 a check failed, 2 the command could not do its work "
     "(its message says why), 130 interrupted"
@@ -41,7 +42,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     SystemExit
         argparse's: after a usage error (2), ``--help`` and ``--version``.
     """
-    arguments = _parser().parse_args(argv)
+    given = list(sys.argv[1:] if argv is None else argv)
+    if given[:2] == _REGENERATE.split():  # one command to argparse: `train` has options of its own
+        given[:2] = [_REGENERATE]
+    arguments = _parser().parse_args(given)
     try:
         status = _run(arguments)
         sys.stdout.flush()
@@ -70,6 +74,10 @@ def _run(arguments: argparse.Namespace) -> int:
         from pard_rt.cli.train import run_train
 
         return run_train(arguments)
+    if arguments.command == _REGENERATE:
+        from pard_rt.cli.regenerate import run_regenerate
+
+        return run_regenerate(arguments)
     if arguments.command == "info":
         if arguments.cmake_dir:
             print(get_cmake_dir())
@@ -93,6 +101,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_generate(commands.add_parser("generate", help="write on from a prompt"))
     _add_export(commands.add_parser("export", help="write a model as an ONNX folder"))
     _add_train(commands.add_parser("train", help="make a parallel draft of a small model"))
+    _add_regenerate(commands.add_parser(_REGENERATE, help="have the target write what it learns"))
     _add_info(commands.add_parser("info", help="say what is installed, and what folders are"))
     _add_check(commands.add_parser("check", help="try a model or a pair, and say what it costs"))
     return parser
@@ -123,20 +132,8 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
         help="then decode the prompts plainly, with classic drafting and PARD: what each takes",
     )
     _add_decoding(parser, max_new_tokens=128)
-    parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0: greedy")
-    parser.add_argument("--top-k", type=int, default=0, metavar="N", help="0: all tokens")
-    parser.add_argument("--top-p", type=float, default=1.0, metavar="P")
-    parser.add_argument("--min-p", type=float, default=0.0, metavar="P")
+    _add_generating(parser)
     parser.add_argument("--seed", type=int, metavar="N", help="of sampling (default: a fresh one)")
-    parser.add_argument(
-        "--max-length", type=int, metavar="N", help="most positions a sequence may have"
-    )
-    parser.add_argument(
-        "--mask-token-id",
-        type=int,
-        metavar="N",
-        help="a parallel draft's mask token, where its folder does not say it",
-    )
 
 
 def _add_decoding(parser: argparse.ArgumentParser, *, max_new_tokens: int) -> None:
@@ -166,6 +163,22 @@ def _add_decoding(parser: argparse.ArgumentParser, *, max_new_tokens: int) -> No
         default="cpu",
         metavar="D",
         help="cpu (default) or cuda; for ONNX folders also migraphx or rocm",
+    )
+
+
+def _add_generating(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0: greedy")
+    parser.add_argument("--top-k", type=int, default=0, metavar="N", help="0: all tokens")
+    parser.add_argument("--top-p", type=float, default=1.0, metavar="P")
+    parser.add_argument("--min-p", type=float, default=0.0, metavar="P")
+    parser.add_argument(
+        "--max-length", type=int, metavar="N", help="most positions a sequence may have"
+    )
+    parser.add_argument(
+        "--mask-token-id",
+        type=int,
+        metavar="N",
+        help="a parallel draft's mask token, where its folder does not say it",
     )
 
 
@@ -251,6 +264,36 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
         "--checkpoint-layers", action="store_true", help="less memory for the backward pass, slower"
     )
     parser.add_argument("--threads", type=int, default=0, metavar="N", help="of PyTorch")
+
+
+def _add_regenerate(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Have a target answer a data set anew: drafts learn best from what it writes itself. Given "
+        "again with the same arguments, the command goes on behind the lines there are. Needs: pip "
+        "install pard-rt[torch]."
+    )
+    parser.epilog = _EXIT_STATUS
+    parser.add_argument(
+        "--target", required=True, metavar="T", help="ONNX folder, HF directory or hub id"
+    )
+    parser.add_argument("--draft", metavar="D", help="the same; it changes the time, not the text")
+    parser.add_argument(
+        "--data",
+        required=True,
+        nargs="+",
+        metavar="FILE",
+        help='.jsonl of {"messages": [..]} or {"text": ..}, or text files',
+    )
+    parser.add_argument("--output", required=True, metavar="FILE", help="a .jsonl file to write")
+    parser.add_argument(
+        "--prompt-tokens", type=int, default=64, metavar="N", help="kept of a text's pieces (64)"
+    )
+    parser.add_argument(
+        "--batch-size", type=int, default=8, metavar="B", help="lines at a time (default: 8)"
+    )
+    _add_decoding(parser, max_new_tokens=512)
+    _add_generating(parser)
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of sampling (default: 0)")
 
 
 def _add_info(parser: argparse.ArgumentParser) -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pard_rt.errors import InvalidArgumentError
+from pard_rt.training.records import Record, chat_ids, read_records, require_chat_template
 
 
 @dataclass(frozen=True)
@@ -54,12 +54,12 @@ def read_documents(
         learn in all of it.
     """
     found: list[Document] = []
-    for path in map(Path, paths):
-        for document in _read(path, tokenizer):
-            for start in range(0, len(document.tokens), max_length):
-                piece = slice(start, start + max_length)
-                if document.learnt[piece][1:].any():
-                    found.append(Document(document.tokens[piece], document.learnt[piece]))
+    for record in read_records(paths):
+        document = _document(record, tokenizer)
+        for start in range(0, len(document.tokens), max_length):
+            piece = slice(start, start + max_length)
+            if document.learnt[piece][1:].any():
+                found.append(Document(document.tokens[piece], document.learnt[piece]))
     if not found:
         raise InvalidArgumentError(
             "There is nothing to learn in the data",
@@ -70,36 +70,11 @@ def read_documents(
     return found
 
 
-def _read(path: Path, tokenizer: Any) -> Iterator[Document]:
-    try:
-        text = path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidArgumentError(
-            f"The data file '{path}' cannot be read", "a text file in UTF-8", str(error),
-            "Check the path.",
-        ) from error  # fmt: skip
-    if path.suffix != ".jsonl":
-        yield _of_text(text, tokenizer)
-        return
-    for number, line in enumerate(text.splitlines(), start=1):
-        if not line.strip():
-            continue
-        where = f"{path}:{number}"
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            record = str(error)
-        if isinstance(record, dict) and isinstance(record.get("text"), str):
-            yield _of_text(record["text"], tokenizer)
-        elif isinstance(record, dict) and isinstance(record.get("messages"), list):
-            yield _of_messages(record["messages"], tokenizer, where)
-        else:
-            raise InvalidArgumentError(
-                f"{where} is no document",
-                '{"messages": [{"role": .., "content": ..}, ..]} or {"text": ".."}',
-                str(record)[:80],
-                "Mend the line.",
-            )
+def _document(record: Record, tokenizer: Any) -> Document:
+    if isinstance(record.content, str):
+        return _of_text(record.content, tokenizer)
+    require_chat_template(tokenizer, record.where)
+    return _of_messages(record.content, tokenizer)
 
 
 def _of_text(text: str, tokenizer: Any) -> Document:
@@ -110,28 +85,15 @@ def _of_text(text: str, tokenizer: Any) -> Document:
     return Document(tokens, torch.ones(len(tokens), dtype=torch.bool))
 
 
-def _of_messages(messages: list[Any], tokenizer: Any, where: str) -> Document:
+def _of_messages(messages: list[Any], tokenizer: Any) -> Document:
     """Learn what lies between the cue for the assistant and the end of what it says."""
-    if not tokenizer.chat_template:
-        raise InvalidArgumentError(
-            f"{where} is a conversation, and the tokenizer has no chat template",
-            "a tokenizer with a chat template",
-            "none",
-            'Use the tokenizer of the instruct model, or data of the form {"text": ".."}.',
-        )
-
-    def ids(count: int, cue: bool) -> list[int]:
-        rendered = tokenizer.apply_chat_template(
-            messages[:count], tokenize=True, add_generation_prompt=cue, return_dict=False
-        )
-        return list(rendered)
-
-    tokens: list[int] = ids(len(messages), False)
+    tokens = chat_ids(tokenizer, messages, cue=False)
     learnt = torch.zeros(len(tokens), dtype=torch.bool)
     for number, message in enumerate(messages):
         if message.get("role") != "assistant":
             continue
-        before, after = ids(number, True), ids(number + 1, False)
+        before = chat_ids(tokenizer, messages[:number], cue=True)
+        after = chat_ids(tokenizer, messages[: number + 1], cue=False)
         if tokens[: len(after)] != after or after[: len(before)] != before:
             # Templates that rewrite earlier turns: only the last answer can be found in the whole.
             if number + 1 < len(messages):
