@@ -9,6 +9,7 @@ import pytest
 from safetensors import safe_open
 
 from conftest import TinyModels
+from pard_rt.loading import load
 from pard_rt.training.train import train
 from tiny_models import BOS, EOS, VOCAB_SIZE
 
@@ -51,7 +52,9 @@ def test_the_layout_is_that_of_published_drafts(
     }
     assert {key: config.get(key) for key in expected} == expected
     before = json.loads((base / "config.json").read_text())
-    assert config.keys() - before.keys() == {"pard_token", "spd_type"}
+    assert config.keys() - before.keys() == {"pard_token", "spd_type", "rope_theta"}
+    assert config["rope_theta"] == config["rope_parameters"]["rope_theta"]
+    assert load(done.folder).config.rope_parameters == load(base).config.rope_parameters
     assert before.keys() <= config.keys()
 
     layers = range(config["num_hidden_layers"])

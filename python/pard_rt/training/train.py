@@ -234,6 +234,10 @@ def train(
     seen = sum(len(pack(step).tokens) for step in range(steps))
     module.config.pard_token = mask
     module.config.spd_type = "pard"
+    # Where engines made for transformers 4 look for it; version 5 writes it into rope_parameters.
+    rope = getattr(module.config, "rope_parameters", None) or {}
+    if "rope_theta" in rope:
+        module.config.rope_theta = rope["rope_theta"]
     module.set_attn_implementation("sdpa")
     if workers.is_first:
         with writing(output):
