@@ -20,6 +20,7 @@ from transformers import (
 
 from pard_rt.errors import InvalidArgumentError, ModelError, first_line
 from pard_rt.hub import display_name, locate
+from pard_rt.models.quantized import quantized_error, refuse_unknown_method
 from pard_rt.models.requirements import require_decoder
 from pard_rt.vocabulary import count_tokens, digest_vocabulary, special_token_ids
 
@@ -90,6 +91,7 @@ def load(
     name = str(folder)
     config = _load_config(name)
     require_decoder(name, config)
+    refuse_unknown_method(name, config)
     check_weights(folder)
     module = _put(_load_module(name, config, dtype), name, device)
     tokenizer = load_tokenizer(name, needed=need_tokenizer)
@@ -243,7 +245,7 @@ def _load_module(name: str, config: Any, dtype: torch.dtype | str) -> Any:
     except MemoryError:
         raise
     except Exception as error:  # so does each size that fits nothing
-        raise ModelError(
+        raise quantized_error(name, config, error) or ModelError(
             f"The weights of '{name}' cannot be loaded",
             "a configuration of a decoder, and weights that fit it",
             first_line(error),

@@ -40,6 +40,7 @@ LATENT = {
     "v_head_dim": 16,
     "first_k_dense_replace": 2,
 }
+UNSEEN = {"sliding_window": 8, "num_local_experts": 4, "num_experts_per_tok": 2}
 RECURRENT = "cannot forget a rejected proposal.*keys and values.*got"
 
 
@@ -104,6 +105,7 @@ FOUND_OUT = (
     Case("Falcon", {"alibi": True, "head_dim": None}, "does not run as pard-rt runs decoders"),
     Case("Mpt", {"d_model": 64, "n_heads": 4, "n_layers": 2}, "MptForCausalLM"),
     Case("Bert", refused="BertSelfAttention needs.*bidirectional"),
+    Case("MiniMaxM2", UNSEEN, "window.*cannot see it"),
     Case("DiffLlama", refused="DiffLlama.*computes other logits"),
     Case("DeepseekV3", LATENT, "keys and values differ in shape"),
 )
@@ -124,9 +126,7 @@ def checkpoint(case: Case, folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("case", DECODED, ids=lambda case: case.name)
-def test_decoded_exactly(case: Case, tmp_path: Path) -> None:
-    folder = checkpoint(case, tmp_path / "model")
+def assert_decoded_exactly(folder: Path, *, draft: bool = True, **options: Any) -> None:
     prompt = torch.randint(3, VOCAB_SIZE, (1, 19), generator=torch.Generator().manual_seed(1))
     module = AutoModelForCausalLM.from_pretrained(folder).eval()
     expected = module.generate(
@@ -138,10 +138,17 @@ def test_decoded_exactly(case: Case, tmp_path: Path) -> None:
         pad_token_id=0,
     )[0, 19:].tolist()
     assert len(set(expected)) > 4
-    plain = Generator(folder)
-    for generator in (plain, plain.with_method("draft", folder, num_speculative_tokens=4)):
+    generators = [Generator(folder, **options)]
+    if draft:
+        generators.append(generators[0].with_method("draft", folder, num_speculative_tokens=4))
+    for generator in generators:
         output = generator.generate(prompt[0], max_new_tokens=24, eos_token_ids=[])
         assert output.token_ids == expected
+
+
+@pytest.mark.parametrize("case", DECODED, ids=lambda case: case.name)
+def test_decoded_exactly(case: Case, tmp_path: Path) -> None:
+    assert_decoded_exactly(checkpoint(case, tmp_path / "model"))
 
 
 @pytest.mark.parametrize("case", REFUSED, ids=lambda case: case.name)
@@ -156,6 +163,11 @@ def test_refused_once_it_was_tried(case: Case, tmp_path: Path) -> None:
     folder = checkpoint(case, tmp_path / "model")
     with pytest.raises(ModelError, match=case.refused):
         Generator(folder, max_length=64)
+
+
+def test_a_window_that_is_not_seen_does_not_matter_in_short_texts(tmp_path: Path) -> None:
+    case = Case("MiniMaxM2", UNSEEN | {"sliding_window": 64})
+    assert_decoded_exactly(checkpoint(case, tmp_path / "model"), draft=False, max_length=64)
 
 
 def test_no_tokenizer_is_made_up(tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def adopt(module: Any, max_length: int) -> CacheLayout:
     refuse_moving_rope(config, max_length)
     config._attn_implementation = ATTENTION_NAME
     try:
-        return _compare_with_eager(module)
+        return _compare_with_eager(module, max_length)
     except Error:
         raise
     except Exception as error:  # every architecture has its own
@@ -87,11 +87,10 @@ def adopt(module: Any, max_length: int) -> CacheLayout:
 
 
 def _own_config(module: nn.Module) -> None:
-    shared = module.config
-    own = copy.deepcopy(shared)
+    copies: dict[int, Any] = {}  # so that parts that shared a configuration still do
     for part in module.modules():
-        if getattr(part, "config", None) is shared:
-            part.config = own
+        if hasattr(part, "config"):
+            part.config = copy.deepcopy(part.config, copies)
 
 
 class _Recorder:
@@ -116,7 +115,7 @@ def probe_tokens(module: Any, count: int) -> Tensor:
 
 
 @torch.inference_mode()
-def _compare_with_eager(module: Any) -> CacheLayout:
+def _compare_with_eager(module: Any, max_length: int) -> CacheLayout:
     tokens = probe_tokens(module, _PREFILL + _NEW_ROWS)
     length = tokens.shape[1]
     positions = torch.arange(length, device=tokens.device)[None]
@@ -136,7 +135,7 @@ def _compare_with_eager(module: Any) -> CacheLayout:
             )
         rows.append(out.logits[0])
         seen.append(recorder)
-    _refuse_bypass(module, seen[1])
+    _refuse_bypass(module, seen[1], max_length)
 
     actual = torch.cat(rows).float()
     error = ((actual - expected).abs().max() / expected.abs().max()).item()
@@ -146,35 +145,45 @@ def _compare_with_eager(module: Any) -> CacheLayout:
             f"{type(module).__name__} computes other logits through pard-rt's attention",
             f"a relative difference to eager attention of at most {tolerance:g}",
             f"{error:.3g}",
-            "Its attention does something of its own; report the architecture.",
+            "Its attention does something of its own, or its quantized weights make a row depend "
+            "on others; use other weights or another architecture.",
         )
     (num_kv_heads, head_dim), *_ = seen[1].shapes
     windows = tuple(seen[1].calls[layer].sliding_window for layer in sorted(seen[1].calls))
     return CacheLayout(len(windows), num_kv_heads, head_dim, windows)
 
 
-def _refuse_bypass(module: Any, seen: _Recorder) -> None:
+def _refuse_bypass(module: Any, seen: _Recorder, max_length: int) -> None:
     """Refuse modules with layers, windows or shapes that do not come through the seam."""
-    config = module.config
-    problem, expected, actual = "", "", ""
+    config = module.config.get_text_config()
     layers = config.num_hidden_layers
+    remedy = "Use another architecture."
     if sorted(seen.calls) != list(range(layers)):
         problem = "some layers do not call their attention through transformers' registry"
         expected, actual = f"layers 0..{layers - 1}", f"layers {sorted(seen.calls)}"
     elif len(seen.shapes) != 1:
         problem = "keys and values differ in shape between layers or from each other"
         expected, actual = "one (heads, size) for all", str(sorted(seen.shapes))
+    elif silent := _silent_windows(config, seen, max_length):
+        problem = "a sliding window is applied where pard-rt cannot see it"
+        expected, actual = "sliding_window passed to the attention", f"none in layers {silent}"
+        remedy = f"Pass max_length={config.sliding_window}, up to which it does not matter."
     else:
-        kinds = getattr(config, "layer_types", None) or []
-        silent = [
-            layer
-            for layer, kind in enumerate(kinds)
-            if kind == "sliding_attention" and seen.calls[layer].sliding_window is None
-        ]
-        if silent:
-            problem = "a sliding window is applied where pard-rt cannot see it"
-            expected, actual = "sliding_window passed to the attention", f"none in layers {silent}"
-    if problem:
-        raise ModelError(
-            f"{type(module).__name__}: {problem}", expected, actual, "Use another architecture."
-        )
+        return
+    raise ModelError(f"{type(module).__name__}: {problem}", expected, actual, remedy)
+
+
+def _silent_windows(config: Any, seen: _Recorder, max_length: int) -> list[int]:
+    """Layers with a window, as transformers' caches know them, of which the attention was not told.
+
+    Their masks apply it, which the seam replaces by its own, or their caches do.
+    """
+    window = getattr(config, "sliding_window", None)
+    if not window or window >= max_length:
+        return []
+    kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * len(seen.calls)
+    return [
+        layer
+        for layer, kind in enumerate(kinds)
+        if kind == "sliding_attention" and seen.calls[layer].sliding_window is None
+    ]
