@@ -13,22 +13,10 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from pard_rt import Generator, ModelError
 from pard_rt.loading import load
-from tiny_models import VOCAB_SIZE
+from tiny_models import SHAPE, VOCAB_SIZE
 
-SHAPE: dict[str, Any] = {
-    "vocab_size": VOCAB_SIZE,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "max_position_embeddings": 128,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-    "tie_word_embeddings": False,  # where they are, the next token is the last one, for ever
-}
+# No embedding tied to the head: where they are, the next token is the last one, for ever.
+PLAIN = SHAPE | {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 32}
 LATENT = {
     "num_key_value_heads": 4,
@@ -54,7 +42,7 @@ class Case:
 
     def config(self) -> PreTrainedConfig:
         config_class = getattr(transformers, f"{self.name}Config")
-        entries = SHAPE | self.changes
+        entries = PLAIN | self.changes
         return config_class(**{key: each for key, each in entries.items() if each is not None})
 
 

@@ -256,6 +256,18 @@ def test_weights_are_float32_in_training_and_saved_as_they_came(
     assert done.loss == pytest.approx(plain.loss, rel=0.02)
 
 
+def test_a_state_of_another_training_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "training.pt"
+    loop.Trainer(torch.nn.Linear(2, 2), loop.Schedule(3), file).save()
+    whole = file.read_bytes()
+    with pytest.raises(pard_rt.FolderError, match="no state that this training can go on from"):
+        loop.Trainer(torch.nn.Linear(3, 3), loop.Schedule(3), file)
+    for damaged in (whole[: len(whole) // 2], b"", b"no state"):
+        file.write_bytes(damaged)
+        with pytest.raises(pard_rt.FolderError, match="no state that this training can go on from"):
+            loop.Trainer(torch.nn.Linear(2, 2), loop.Schedule(3), file)
+
+
 def test_the_mask_token_is_one_that_no_text_has(tiny_models: TinyModels, tmp_path: Path) -> None:
     loaded = load(tiny_models.checkpoint("llama", seed=3))
     used = {5, 6}
@@ -289,6 +301,8 @@ def test_what_cannot_be_trained_is_refused(tmp_path: Path, tiny_models: TinyMode
     refused(r"d\.jsonl:1 is no document", write_lines(tmp_path / "d.jsonl", {"words": 3}))
     refused("max_length is out of range", text, max_length=1000)
     refused("tokens_per_step is out of range", text, tokens_per_step=10)
+    refused("tokens_per_forward is out of range", text, tokens_per_forward=0)
+    refused("measure_every is out of range", text, measure_every=0)
     refused("occurs in the data", text, mask_token_id=ord("a") - 33)
 
 

@@ -27,7 +27,7 @@ NUM_TOKENS = 256 + len(MERGES) + 3
 MASK_TOKEN_ID = NUM_TOKENS + 1
 BOS, EOS, PAD = NUM_TOKENS - 3, NUM_TOKENS - 2, NUM_TOKENS - 1
 
-_SHAPE: dict[str, Any] = {
+SHAPE: dict[str, Any] = {
     "vocab_size": VOCAB_SIZE,
     "hidden_size": 64,
     "intermediate_size": 96,
@@ -56,7 +56,7 @@ _YARN_ROPE = {
     "original_max_position_embeddings": 32,
 }
 
-# name -> (configuration class, what differs from _SHAPE)
+# name -> (configuration class, what differs from SHAPE)
 ARCHITECTURES: dict[str, tuple[type, dict[str, Any]]] = {
     "llama": (LlamaConfig, {}),
     "llama31": (LlamaConfig, {"rope_parameters": _LLAMA3_ROPE, "tie_word_embeddings": True}),
@@ -101,7 +101,7 @@ def make_model(
     are random too, so that a forgotten one shows.
     """
     config_class, changes = ARCHITECTURES[architecture]
-    config = config_class(**{**_SHAPE, **changes, **overrides})
+    config = config_class(**{**SHAPE, **changes, **overrides})
     if mask_token:
         config.pard_token = MASK_TOKEN_ID
         config.spd_type = "pard"

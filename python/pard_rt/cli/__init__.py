@@ -224,13 +224,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
         "pard-rt[torch]."
     )
     parser.add_argument("--model", required=True, metavar="HF_DIR_OR_ID", help="what to start from")
-    parser.add_argument(
-        "--data",
-        required=True,
-        nargs="+",
-        metavar="FILE",
-        help='.jsonl of {"messages": [..]} or {"text": ..}, or text files',
-    )
+    _add_data(parser)
     parser.add_argument("--output", required=True, metavar="DIR", help="Hugging Face directory")
     parser.add_argument(
         "--num-subtasks", type=int, default=8, metavar="K", help="K in training (default: 8)"
@@ -266,6 +260,16 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, default=0, metavar="N", help="of PyTorch")
 
 
+def _add_data(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--data",
+        required=True,
+        nargs="+",
+        metavar="FILE",
+        help='.jsonl of {"messages": [..]} or {"text": ..}, or text files',
+    )
+
+
 def _add_regenerate(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Have a target answer a data set anew: drafts learn best from what it writes itself. Given "
@@ -277,13 +281,7 @@ def _add_regenerate(parser: argparse.ArgumentParser) -> None:
         "--target", required=True, metavar="T", help="ONNX folder, HF directory or hub id"
     )
     parser.add_argument("--draft", metavar="D", help="the same; it changes the time, not the text")
-    parser.add_argument(
-        "--data",
-        required=True,
-        nargs="+",
-        metavar="FILE",
-        help='.jsonl of {"messages": [..]} or {"text": ..}, or text files',
-    )
+    _add_data(parser)
     parser.add_argument("--output", required=True, metavar="FILE", help="a .jsonl file to write")
     parser.add_argument(
         "--prompt-tokens", type=int, default=64, metavar="N", help="kept of a text's pieces (64)"

@@ -65,10 +65,6 @@ class Progress:
     def __init__(self, text: str) -> None:
         self.text = text
 
-    def say(self, text: str) -> None:
-        """Change what is shown."""
-        self.text = text
-
     def print(self, line: str) -> None:
         """Print a line in the middle of it."""
         if sys.stderr.isatty():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from functools import partial
 
 from pard_rt.cli.output import paint, print_field, progress
 from pard_rt.opening import hush_transformers, requiring
@@ -38,7 +39,7 @@ def run_train(arguments: argparse.Namespace) -> int:
             measure_every=arguments.measure_every,
             checkpoint_layers=arguments.checkpoint_layers,
             log=shown.print,
-            watch=shown.say,
+            watch=partial(setattr, shown, "text"),
         )
     if os.environ.get("RANK", "0") != "0":  # of torchrun's processes one speaks
         return 0

@@ -71,7 +71,9 @@ class Acceptance:
         self._draft = replace(draft, facts=replace(draft.facts, vocab_size=vocab_size))
         self._mask = mask_token_id
         self._k = num_speculative_tokens
-        longest = min(target.info().max_length, draft.facts.max_length) - _NEW_TOKENS
+        limit = min(target.info().max_length, draft.facts.max_length)
+        self._new_tokens = min(_NEW_TOKENS, limit // 2)
+        longest = limit - self._new_tokens
         self._prompts = [_prompt(document)[:longest] for document in documents]
 
     def __call__(self) -> float:
@@ -87,7 +89,7 @@ class Acceptance:
             drafter = ParallelDrafter(TorchModel(self._draft), self._mask)
             decoder = Decoder(self._target, drafter, num_speculative_tokens=self._k)
             sequences = [
-                decoder.add(prompt, max_new_tokens=_NEW_TOKENS) for prompt in self._prompts
+                decoder.add(prompt, max_new_tokens=self._new_tokens) for prompt in self._prompts
             ]
             decoder.run()
         finally:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -207,14 +208,22 @@ class Trainer:
                 unfinished.unlink(missing_ok=True)
 
     def _load(self) -> None:
-        state: dict[str, Any] = torch.load(self.checkpoint, map_location="cpu")
-        self.module.load_state_dict(state["module"])
-        for optimizer, saved in zip(self._optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
+        try:
+            state: dict[str, Any] = torch.load(self.checkpoint, map_location="cpu")
+            self.module.load_state_dict(state["module"])
+            for optimizer, saved in zip(self._optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(saved)
+            self.measured.copy_(state["measured"])
+        except (OSError, RuntimeError, ValueError, KeyError, EOFError, UnpicklingError) as error:
+            raise FolderError(
+                f"'{self.checkpoint}' is no state that this training can go on from",
+                "what the same command left there",
+                first_line(error),
+                "Choose another folder, or remove the file to begin anew.",
+            ) from error
         self.step = state["step"]
         if self._workers.is_first:  # what is summed over the workers must not be summed again
             self._losses = state["losses"]
-            self.measured.copy_(state["measured"])
             lines = []
             if self.history.is_file():
                 lines = self.history.read_text("utf-8").splitlines(keepends=True)
@@ -224,6 +233,7 @@ class Trainer:
             self.history.write_text("".join(kept), "utf-8")
         else:
             self._losses = [0.0] * len(state["losses"])
+            self.measured.zero_()
 
     def _summed(self) -> tuple[list[float], Tensor]:
         """Losses and measurements since the last line of the log, of all workers together."""

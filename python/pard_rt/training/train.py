@@ -147,6 +147,8 @@ def train(
     for name, value, low, high in (
         ("max_length", max_length, 2, limit),
         ("tokens_per_step", tokens_per_step, max_length, 1 << 24),
+        ("tokens_per_forward", tokens_per_forward, 1, 1 << 24),
+        ("measure_every", measure_every, 1, 1 << 24),
     ):
         if not low <= value <= high:
             raise InvalidArgumentError(
@@ -158,10 +160,10 @@ def train(
     documents = read_documents(
         [Path(path) for path in data], loaded.tokenizer, max_length=max_length
     )
+    used = {token for document in documents for token in document.tokens.tolist()}
     held_out: list[Document] = []
     if target is not None:
         documents, held_out = hold_out(documents, seed)
-    used = {token for document in documents for token in document.tokens.tolist()}
     mask, reason = choose_mask_token(loaded, mask_token_id, used)
     log(f"mask token {mask}: {reason}")
     _check_head(loaded)
