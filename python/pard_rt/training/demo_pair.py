@@ -6,7 +6,7 @@ Stages, each resumed where it was stopped and skipped once its result is there:
     continuations  what the target itself writes after pieces of that source
     draft          a narrow, deep Llama of 1.5M on those continuations, a plain language model
     classic        the draft, trained on as it was: an autoregressive draft
-    parallel       the draft, trained on for as many steps through mask tokens: a parallel draft
+    parallel       the classic draft, trained on through mask tokens: a parallel draft
     export         WORK/demo: target, classic and parallel as the package has them in `pard_rt/demo`
 
 WORK holds checkpoints, losses, and the models in Hugging Face format, their weights rounded to
@@ -178,12 +178,12 @@ class DemoPair:
         self._train("classic", model, loss, Schedule(self.steps(1200), decay=0.5))
 
     def parallel(self) -> None:
-        """Turn the draft into a parallel one."""
-        model = LlamaForCausalLM.from_pretrained(self.work / "draft", dtype=torch.float32)
+        """Turn the classic draft into a parallel one."""
+        model = LlamaForCausalLM.from_pretrained(self.work / "classic", dtype=torch.float32)
         model.config.pard_token = MASK
         model.config.spd_type = "pard"
         loss = mask_prediction_loss(model, self._mixed(1, PROMPT + CONTINUATION))
-        self._train("parallel", model, loss, Schedule(self.steps(1200), decay=0.5))
+        self._train("parallel", model, loss, Schedule(self.steps(3000), decay=0.5))
 
     def _mixed(self, pieces: int, length: int) -> Batch:
         """Give pieces of the text, and three times as many of continuations."""
