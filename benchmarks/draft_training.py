@@ -3,8 +3,9 @@
     python benchmarks/draft_training.py --out docs/benchmarks/draft-training.json
 
 Both forms are given the same rows (conditional drop included), weights and texts, in turns, each in
-a process of its own, whose peak memory is read from the kernel. The dense form is the definition: a
-square mask over all rows, handed to PyTorch's scaled dot product attention.
+a process of its own, whose peak memory is read from the kernel, or from the card. The dense form is
+the definition: a square mask over all rows, handed to PyTorch's scaled dot product attention.
+`--device cuda` measures there, computing in bfloat16.
 """
 
 from __future__ import annotations
@@ -36,10 +37,11 @@ LENGTHS = (256, 512, 1024, 2048)
 FORMS = ("dense", "chain")
 
 
-def run_form(form: str, length: int, steps: int) -> Json:
+def run_form(form: str, length: int, steps: int, device: str) -> Json:
     """Take some steps; the first is not timed."""
     torch.set_num_threads(1)
-    model = new_model(DRAFT, 1)
+    on_card = device != "cpu"
+    model = new_model(DRAFT, 1).to(device)
     if form == "chain":
         use_chain_attention(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
@@ -49,33 +51,39 @@ def run_form(form: str, length: int, steps: int) -> Json:
         tokens = torch.randint(256, (1, length), generator=generator)
         rows = draw_rows([length], MaskPrediction(), generator)
         attention: Json = (
-            {"blocks": plan_blocks(rows)}
+            {"blocks": plan_blocks(rows, device)}
             if form == "chain"
-            else {"attention_mask": rows.visible()[None, None]}
+            else {"attention_mask": rows.visible()[None, None].to(device)}
         )
-        logits = model(
-            input_ids=rows.fill(tokens, MASK),
-            position_ids=rows.positions[None],
-            use_cache=False,
-            **attention,
-        ).logits
-        loss = cross_entropy(logits[0], rows.labels(tokens)[0], ignore_index=IGNORED)
+        with torch.autocast(device, torch.bfloat16, enabled=on_card):
+            logits = model(
+                input_ids=rows.fill(tokens, MASK).to(device),
+                position_ids=rows.positions[None].to(device),
+                use_cache=False,
+                **attention,
+            ).logits
+        labels = rows.labels(tokens)[0].to(device)
+        loss = cross_entropy(logits[0].float(), labels, ignore_index=IGNORED)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad()
         return loss.detach()
 
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    def peak() -> float:
+        if on_card:
+            return torch.cuda.max_memory_allocated() / 2**20
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+    before = peak()
     losses, times = [], []
     for number in range(steps + 1):
         began = time.perf_counter()
         losses.append(float(step(number)))
         times.append(time.perf_counter() - began)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {"seconds": median(times[1:]), "mebibytes": (peak - before) / 1024, "losses": losses}
+    return {"seconds": median(times[1:]), "mebibytes": peak() - before, "losses": losses}
 
 
-def measure(steps: int, turns: int) -> Json:
+def measure(steps: int, turns: int, device: str) -> Json:
     """Take turns, each in a process of its own."""
     rows = []
     for length in LENGTHS:
@@ -83,7 +91,7 @@ def measure(steps: int, turns: int) -> Json:
         for _ in range(turns):
             for form in FORMS:
                 command = [sys.executable, __file__, "--form", form, "--length", str(length)]
-                command += ["--steps", str(steps)]
+                command += ["--steps", str(steps), "--device", device]
                 out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
                 found[form].append(json.loads(out))
         difference = max(
@@ -98,7 +106,10 @@ def measure(steps: int, turns: int) -> Json:
             }
         rows.append(row)
         print(row, flush=True)
-    return {"rows": rows, "torch": version("torch"), "steps": steps, "turns": turns}
+    where = "one thread" if device == "cpu" else f"{torch.cuda.get_device_name()}, bfloat16"
+    return {
+        "where": where, "torch": version("torch"), "steps": steps, "turns": turns, "rows": rows
+    }  # fmt: skip
 
 
 def page(found: Json) -> str:
@@ -110,7 +121,8 @@ def page(found: Json) -> str:
     lines = [
         "# A training step of a parallel draft",
         "",
-        f"`python benchmarks/draft_training.py`, one thread, torch {found['torch']}: the demo's"
+        f"`python benchmarks/draft_training.py`, {found['where']}, torch {found['torch']}: the"
+        " demo's"
         " draft shape, one text, K_train 8, r 0.7, r_min 0.2; optimizer included. Turns of"
         f" each: {found['turns']}, steps: {found['steps']}, medians."
         f" Losses differ by {worst:.0e} at most.",
@@ -130,47 +142,23 @@ def page(found: Json) -> str:
     return "\n".join(lines)
 
 
-def plot(found: Json) -> str:
-    """Draw both quantities over the length, all axes logarithmic, as SVG."""
-    width, height, left, top = 270, 200, 50, 30
+def plot(found: Json, to: Path) -> None:
+    """Draw both quantities over the length, all axes logarithmic."""
+    from matplotlib.figure import Figure
+
     lengths = [row["length"] for row in found["rows"]]
-    parts = []
-
-    def place(value: float, low: float, high: float, size: float) -> float:
-        return size * math.log(value / low) / math.log(high / low)
-
-    for panel, (key, title) in enumerate((("seconds", "seconds a step"), ("mebibytes", "MiB"))):
-        values = [row[form][key] for row in found["rows"] for form in FORMS]
-        low, high = min(values), max(values)
-        x0 = left + panel * (width + left + 20)
-        parts.append(f'<text x="{x0}" y="{top - 12}">{title}</text>')
-        parts.append(f'<path d="M{x0} {top}v{height}h{width}" stroke="#888" fill="none"/>')
-        for length in lengths:
-            x = x0 + place(length, lengths[0], lengths[-1], width)
-            parts.append(
-                f'<text x="{x:.0f}" y="{top + height + 16}" text-anchor="middle">{length}</text>'
-            )
-        for form, colour in zip(FORMS, ("#c33", "#27c"), strict=True):
-            points = [
-                (
-                    x0 + place(row["length"], lengths[0], lengths[-1], width),
-                    top + height - place(row[form][key], low, high, height),
-                    row[form][key],
-                )
-                for row in found["rows"]
-            ]
-            line = " ".join(f"{x:.1f},{y:.1f}" for x, y, _ in points)
-            parts.append(f'<polyline points="{line}" stroke="{colour}" fill="none"/>')
-            for x, y, value in (points[0], points[-1]):
-                text = f"{value:.3g}" if value < 100 else f"{value:.0f}"
-                anchor = "start" if x == x0 else "end"
-                parts.append(
-                    f'<text x="{x + (4 if x == x0 else -4):.0f}" y="{y - 4:.0f}" fill="{colour}" '
-                    f'text-anchor="{anchor}">{form} {text}</text>'
-                )
-    size = f'width="{2 * (width + left + 20)}" height="{top + height + 30}"'
-    style = 'xmlns="http://www.w3.org/2000/svg" font-family="sans-serif" font-size="12"'
-    return f"<svg {style} {size}>\n" + "\n".join(parts) + "\n</svg>\n"
+    figure = Figure(figsize=(7, 3), layout="constrained")
+    panels = (("seconds", "seconds a step"), ("mebibytes", "MiB"))
+    for axis, (key, title) in zip(figure.subplots(1, 2), panels, strict=True):
+        for form in FORMS:
+            axis.loglog(lengths, [row[form][key] for row in found["rows"]], "o-", label=form)
+        axis.set_xticks(lengths, map(str, lengths))
+        axis.minorticks_off()
+        axis.set_xlabel("length")
+        axis.set_title(title)
+        axis.grid(alpha=0.3)
+        axis.legend()
+    figure.savefig(to, format="svg", metadata={"Date": None})
 
 
 def main() -> None:
@@ -181,14 +169,16 @@ def main() -> None:
     parser.add_argument("--length", type=int)
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     arguments = parser.parse_args()
     if arguments.form:
-        print(json.dumps(run_form(arguments.form, arguments.length, arguments.steps)))
+        form, length = arguments.form, arguments.length
+        print(json.dumps(run_form(form, length, arguments.steps, arguments.device)))
         return
-    found = measure(arguments.steps, arguments.turns)
+    found = measure(arguments.steps, arguments.turns, arguments.device)
     arguments.out.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
     arguments.out.with_suffix(".md").write_text(page(found), "utf-8")
-    arguments.out.with_suffix(".svg").write_text(plot(found), "utf-8")
+    plot(found, arguments.out.with_suffix(".svg"))
 
 
 if __name__ == "__main__":

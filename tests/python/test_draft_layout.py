@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -68,3 +69,21 @@ def test_the_layout_is_that_of_published_drafts(
         file.name for file in done.folder.iterdir()
     }
     assert not list(done.folder.glob("*.bin"))
+
+
+def test_a_scaled_rotation_is_named_as_before_too(tmp_path: Path, tiny_models: TinyModels) -> None:
+    data = tmp_path / "data.txt"
+    data.write_text("the cat and the hat")
+    base = shutil.copytree(tiny_models.checkpoint("llama", seed=9), tmp_path / "base")
+    scaled = {
+        "rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0, "original_max_position_embeddings": 32,
+    }  # fmt: skip
+    file = base / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"rope_parameters": scaled}))
+    done = train(base, [data], tmp_path / "draft", max_length=64, log=lambda _: None)
+    config = json.loads((done.folder / "config.json").read_text())
+    assert config["rope_parameters"] == scaled
+    assert config["rope_theta"] == scaled.pop("rope_theta")
+    assert config["rope_scaling"] == scaled
+    assert load(done.folder).config.rope_parameters == load(base).config.rope_parameters

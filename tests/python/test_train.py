@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from pard_rt.training.attention import use_chain_attention
 from pard_rt.training.documents import Pack, pack_documents, read_documents
 from pard_rt.training.loss import MaskPredictionLoss
 from pard_rt.training.mask_prediction import IGNORED, MaskPrediction, draw_rows
-from pard_rt.training.train import choose_mask_token, train
+from pard_rt.training.mask_token import choose_mask_token
+from pard_rt.training.train import train
 from tiny_models import NUM_TOKENS, VOCAB_SIZE, make_tokenizer
 
 TEMPLATE = (
@@ -141,7 +143,8 @@ def test_tokens_per_round_are_measured_on_held_out_documents(
     options: Any = {"max_length": 40, "tokens_per_step": 480, "learning_rate": 3e-3, "epochs": 40}
     lines: list[str] = []
     target = train(base, [data], tmp_path / "target", settings=MaskPrediction(1), **options)
-    assert target.tokens_per_round is None
+    assert target.acceptance is None
+    assert "Not measured" in (target.folder / "README.md").read_text()
     done = train(
         base, [data], tmp_path / "draft", settings=MaskPrediction(6), target=target.folder,
         measure_every=40, log=lines.append, **options,
@@ -149,9 +152,16 @@ def test_tokens_per_round_are_measured_on_held_out_documents(
     records = [json.loads(x) for x in (tmp_path / "draft/training.jsonl").read_text().splitlines()]
     measured = {r["step"]: r["tokens_per_round"] for r in records if "tokens_per_round" in r}
     assert list(measured) == [*range(40, done.steps, 40), done.steps]
-    assert round(done.tokens_per_round or 0, 4) == measured[done.steps]
+    found = done.acceptance
+    assert found is not None
+    assert round(found.tokens_per_round, 4) == measured[done.steps]
     before = float(next(x for x in lines if "before" in x).rsplit(" ", 1)[1])
-    assert done.tokens_per_round > before + 0.5
+    assert found.tokens_per_round > before + 0.5
+    assert len(found.held) == 6
+    assert all(0 < share <= 1 for share in found.held)
+    card = (done.folder / "README.md").read_text()
+    assert f"{found.tokens_per_round:.2f} tokens per round with target, greedy, K = 6" in card
+    assert "| " + " | ".join(f"{share:.2f}" for share in found.held) + " |" in card
     again = train(
         base,
         [data],
@@ -160,11 +170,47 @@ def test_tokens_per_round_are_measured_on_held_out_documents(
         target=target.folder,
         **options,
     )
-    assert again.tokens_per_round == done.tokens_per_round
+    assert again.acceptance == found
+    assert ">tokens per round with the target<" in (done.folder / "training.svg").read_text()
     with pytest.raises(pard_rt.InvalidArgumentError, match="too few documents"):
         train(base, [data], tmp_path / "o", target=base, max_length=120)
     with pytest.raises(pard_rt.Error):
         train(base, [data], tmp_path / "o", target=tmp_path, max_length=40)
+
+
+def test_the_card_says_how_the_draft_was_made(
+    tmp_path: Path, tiny_models: TinyModels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = tmp_path / "data.txt"
+    data.write_text(TEXT)
+    base = tiny_models.checkpoint("llama", seed=9)
+    settings = MaskPrediction(3, 0.5, 0.25)
+    options: Any = {"settings": settings, "max_length": 100, "learning_rate": 2e-4, "epochs": 25}
+    done = train(base, [data], tmp_path / "my-draft", log=lambda _: None, **options)
+    card = (done.folder / "README.md").read_text()
+    front = card.split("---\n")[1]
+    assert f'base_model: "{base.name}"' in front
+    assert "# my-draft\n" in card
+    for line in (
+        f"| seen | {done.tokens} tokens in {done.steps} steps |",
+        "| K in training | 3 |",
+        "| conditional drop | r 0.5, at least 0.25 |",
+        f"| mask token | {done.mask_token_id}, {done.mask_token_reason} |",
+        "| learning rate | 0.0002, AdamW |",
+        f"| last loss | {done.loss:.3f} nats a row |",
+    ):
+        assert line in card
+    assert "![" in card
+    curves = (done.folder / "training.svg").read_text()
+    assert ">accuracy<" in curves
+    assert ">tokens per round with the target<" not in curves
+
+    lines: list[str] = []
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    (done.folder / "training.svg").unlink()
+    train(base, [data], done.folder, log=lines.append, **options)
+    assert "pip install 'pard-rt[train]'" in lines[-1]
+    assert "![" not in (done.folder / "README.md").read_text()
 
 
 def test_a_cut_run_goes_on_to_the_weights_of_an_unbroken_one(

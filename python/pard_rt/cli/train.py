@@ -12,7 +12,7 @@ from pard_rt.opening import hush_transformers, requiring
 
 def run_train(arguments: argparse.Namespace) -> int:
     """Train, and say what came of it."""
-    with requiring("torch", "Training"):
+    with requiring("train", "Training"):
         import torch
 
         from pard_rt.training.mask_prediction import MaskPrediction
@@ -47,6 +47,6 @@ def run_train(arguments: argparse.Namespace) -> int:
     print_field("mask token", f"{done.mask_token_id}, {done.mask_token_reason}")
     print_field("seen", f"{done.tokens} tokens in {done.steps} steps")
     print_field("loss", f"{done.loss:.3f} nats a row")
-    if done.tokens_per_round is not None:
-        print_field("held out", f"{done.tokens_per_round:.2f} tokens per round")
+    if done.acceptance is not None:
+        print_field("held out", f"{done.acceptance.tokens_per_round:.2f} tokens per round")
     return 0

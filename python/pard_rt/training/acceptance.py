@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 
-from pard_rt._core import Decoder, Model, ParallelDrafter
+from pard_rt._core import Decoder, ParallelDrafter
 from pard_rt.errors import InvalidArgumentError
+from pard_rt.hub import display_name
 from pard_rt.loading import LoadedModel
 from pard_rt.models.torch_model import TorchModel
+from pard_rt.opening import OpenedModel
 from pard_rt.training.attention import use_chain_attention
 from pard_rt.training.documents import Document
 
@@ -41,6 +43,28 @@ def hold_out(documents: Sequence[Document], seed: int) -> tuple[list[Document], 
     )
 
 
+@dataclass(frozen=True)
+class MeasuredAcceptance:
+    """What a draft is worth to a target.
+
+    Attributes
+    ----------
+    target
+        Name of the target.
+    num_speculative_tokens
+        K, that of training.
+    tokens_per_round
+        Committed tokens over rounds.
+    held
+        [i]: share of the rounds with i + 1 proposals or more in which the first i + 1 held.
+    """
+
+    target: str
+    num_speculative_tokens: int
+    tokens_per_round: float
+    held: list[float]
+
+
 class Acceptance:
     """Decodes the target's greedy text with the draft as it is.
 
@@ -60,7 +84,7 @@ class Acceptance:
 
     def __init__(
         self,
-        target: Model,
+        target: OpenedModel,
         draft: LoadedModel,
         documents: Sequence[Document],
         mask_token_id: int,
@@ -71,13 +95,13 @@ class Acceptance:
         self._draft = replace(draft, facts=replace(draft.facts, vocab_size=vocab_size))
         self._mask = mask_token_id
         self._k = num_speculative_tokens
-        limit = min(target.info().max_length, draft.facts.max_length)
+        limit = min(target.info.max_length, draft.facts.max_length)
         self._new_tokens = min(_NEW_TOKENS, limit // 2)
         longest = limit - self._new_tokens
         self._prompts = [_prompt(document)[:longest] for document in documents]
 
-    def __call__(self) -> float:
-        """Return the mean tokens per round.
+    def __call__(self) -> MeasuredAcceptance:
+        """Decode, and return what came of it.
 
         Raises
         ------
@@ -87,16 +111,20 @@ class Acceptance:
         module = self._draft.module
         try:
             drafter = ParallelDrafter(TorchModel(self._draft), self._mask)
-            decoder = Decoder(self._target, drafter, num_speculative_tokens=self._k)
-            sequences = [
-                decoder.add(prompt, max_new_tokens=self._new_tokens) for prompt in self._prompts
-            ]
+            decoder = Decoder(self._target.model, drafter, num_speculative_tokens=self._k)
+            for prompt in self._prompts:
+                decoder.add(prompt, max_new_tokens=self._new_tokens)
             decoder.run()
         finally:
             use_chain_attention(module)
             module.train()
-        counts = [sequence.counts for sequence in sequences]
-        return sum(each.committed for each in counts) / sum(each.rounds for each in counts)
+        counts = decoder.counts
+        return MeasuredAcceptance(
+            display_name(self._target.path.absolute()),
+            self._k,
+            counts.mean_tokens_per_round,
+            [a / d for a, d in zip(counts.accepted_at, counts.drafted_at, strict=True)],
+        )
 
 
 def _prompt(document: Document) -> list[int]:

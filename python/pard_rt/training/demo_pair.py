@@ -99,10 +99,12 @@ def next_token_loss(model: LlamaForCausalLM, batch: Batch) -> StepLosses:
     return losses
 
 
-def mask_prediction_loss(model: LlamaForCausalLM, batch: Batch) -> StepLosses:
+def mask_prediction_loss(
+    model: LlamaForCausalLM, batch: Batch, settings: MaskPrediction
+) -> StepLosses:
     """Parallel mask prediction over the texts of a batch, packed into one sequence."""
     use_chain_attention(model)
-    loss = MaskPredictionLoss(model, MaskPrediction(), MASK)
+    loss = MaskPredictionLoss(model, settings, MASK)
 
     def losses(step: int) -> Iterator[Tensor]:
         texts = batch(step)
@@ -165,16 +167,23 @@ class DemoPair:
             file.with_suffix(".partial").rename(file)
             print(f"{file.name}  {time.monotonic() - began:.0f} s", flush=True)
 
+    def mixed(self, pieces: int) -> Batch:
+        """Give pieces of the text, and three times as many of continuations."""
+        files = sorted((self.work / "continuations").glob("*.pt"))
+        continuations = torch.cat([torch.load(file) for file in files])
+        text = pieces_of(self.text, pieces, PROMPT + CONTINUATION)
+        return with_continuations(text, continuations, 3 * pieces)
+
     def draft(self) -> None:
         """Train a draft as a plain language model."""
         model = new_model(DRAFT, 2)
-        loss = next_token_loss(model, self._mixed(2, PROMPT + CONTINUATION))
+        loss = next_token_loss(model, self.mixed(2))
         self._train("draft", model, loss, Schedule(self.steps(240)))
 
     def classic(self) -> None:
         """Train the draft on as it was."""
         model = LlamaForCausalLM.from_pretrained(self.work / "draft", dtype=torch.float32)
-        loss = next_token_loss(model, self._mixed(1, PROMPT + CONTINUATION))
+        loss = next_token_loss(model, self.mixed(1))
         self._train("classic", model, loss, Schedule(self.steps(1200), decay=0.5))
 
     def parallel(self) -> None:
@@ -182,14 +191,8 @@ class DemoPair:
         model = LlamaForCausalLM.from_pretrained(self.work / "classic", dtype=torch.float32)
         model.config.pard_token = MASK
         model.config.spd_type = "pard"
-        loss = mask_prediction_loss(model, self._mixed(1, PROMPT + CONTINUATION))
+        loss = mask_prediction_loss(model, self.mixed(1), MaskPrediction())
         self._train("parallel", model, loss, Schedule(self.steps(3000), decay=0.5))
-
-    def _mixed(self, pieces: int, length: int) -> Batch:
-        """Give pieces of the text, and three times as many of continuations."""
-        files = sorted((self.work / "continuations").glob("*.pt"))
-        continuations = torch.cat([torch.load(file) for file in files])
-        return with_continuations(pieces_of(self.text, pieces, length), continuations, 3 * pieces)
 
     def _train(
         self, name: str, model: LlamaForCausalLM, losses: StepLosses, schedule: Schedule

@@ -134,3 +134,34 @@ def pack_documents(documents: Sequence[Document], size: int, seed: int) -> list[
         held.append(document)
     close()
     return packs
+
+
+class Epochs:
+    """The packs of a training, step by step; every epoch lays the documents out anew.
+
+    Parameters
+    ----------
+    documents
+        What is seen in an epoch.
+    tokens_per_step
+        Of a pack, at most.
+    seed
+        Of their order.
+    """
+
+    def __init__(self, documents: Sequence[Document], tokens_per_step: int, seed: int) -> None:
+        self._documents = documents
+        self._tokens_per_step = tokens_per_step
+        self._seed = seed
+        self._epoch, self._packs = 0, self._lay_out(0)
+        self.num_steps = len(self._packs)  # of an epoch
+
+    def __call__(self, step: int) -> Pack:
+        """Return what a step sees."""
+        epoch, place = divmod(step, self.num_steps)
+        if epoch != self._epoch:
+            self._epoch, self._packs = epoch, self._lay_out(epoch)
+        return self._packs[place % len(self._packs)]  # some have a pack more or less
+
+    def _lay_out(self, epoch: int) -> list[Pack]:
+        return pack_documents(self._documents, self._tokens_per_step, self._seed + epoch)

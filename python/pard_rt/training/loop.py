@@ -152,11 +152,7 @@ class Trainer:
         self.module.train()
         saved, began, first = time.monotonic(), time.monotonic(), self.step
         while self.step < self.schedule.steps:
-            for rate, optimizer in zip(self._rates, self._optimizers, strict=True):
-                for group in optimizer.param_groups:
-                    group["lr"] = rate * self.schedule.scale(self.step)
-            self._losses.append(self._take_step(losses_of(self.step)))
-            self.step += 1
+            self.advance(losses_of)
             seconds = (time.monotonic() - began) / (self.step - first)
             left = (self.schedule.steps - self.step) * seconds / 60
             self._watch(f"step {self.step}/{self.schedule.steps}, {left:.0f} min left")
@@ -167,9 +163,13 @@ class Trainer:
                 saved = time.monotonic()
         self.save()
 
-    def _take_step(self, losses: Iterable[Tensor]) -> float:
+    def advance(self, losses_of: StepLosses) -> None:
+        """Take one step of the schedule."""
+        for rate, optimizer in zip(self._rates, self._optimizers, strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = rate * self.schedule.scale(self.step)
         total = 0.0
-        for loss in losses:
+        for loss in losses_of(self.step):
             loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
         parameters = [p for p in self.module.parameters() if p.requires_grad]
@@ -178,7 +178,8 @@ class Trainer:
         for optimizer in self._optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        return total
+        self._losses.append(total)
+        self.step += 1
 
     def save(self) -> None:
         """Write the checkpoint: whole, or the one before stays.

@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pard_rt.errors import InvalidArgumentError, ModelError
+from pard_rt.errors import InvalidArgumentError, ModelError, RuntimeMissingError
 from pard_rt.loading import LoadedModel, load
 from pard_rt.opening import open_model
-from pard_rt.training.acceptance import Acceptance, hold_out
+from pard_rt.training.acceptance import Acceptance, MeasuredAcceptance, hold_out
 from pard_rt.training.attention import use_chain_attention
-from pard_rt.training.documents import Document, Pack, pack_documents, read_documents
+from pard_rt.training.checkpoint import save_checkpoint
+from pard_rt.training.documents import Document, Epochs, read_documents
 from pard_rt.training.loop import Schedule, Trainer, adamw, writing
 from pard_rt.training.loss import MaskPredictionLoss, by_subtask
 from pard_rt.training.mask_prediction import MaskPrediction
+from pard_rt.training.mask_token import choose_mask_token
+from pard_rt.training.model_card import CURVES, model_card, plot_curves
 from pard_rt.training.workers import join
 
 LOG_EVERY = 20  # steps
+_MADE_WITH = ("pard-rt", "torch", "transformers")
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,8 @@ class Trained:
     Attributes
     ----------
     folder
-        A Hugging Face directory: the draft, its tokenizer, `pard_token` and `spd_type`.
+        A Hugging Face directory: the draft, its tokenizer, `pard_token` and `spd_type`; a model
+        card, and a picture of the curves.
     mask_token_id
         The mask token, and why it was taken.
     mask_token_reason
@@ -42,8 +47,8 @@ class Trained:
         Steps taken, and real tokens seen in them.
     loss
         Mean over the last steps, in nats per row.
-    tokens_per_round
-        With the target, on held-out documents, K being that of training; None without a target.
+    acceptance
+        With the target, on held-out documents; None without a target.
     """
 
     folder: Path
@@ -52,7 +57,7 @@ class Trained:
     steps: int
     tokens: int
     loss: float
-    tokens_per_round: float | None
+    acceptance: MeasuredAcceptance | None
 
 
 def train(
@@ -168,20 +173,10 @@ def train(
     log(f"mask token {mask}: {reason}")
     _check_head(loaded)
 
-    num_packs = len(pack_documents(documents, tokens_per_step, seed))
-    steps = max(1, round(epochs * num_packs))
+    pack = Epochs(documents, tokens_per_step, seed)
+    steps = max(1, round(epochs * pack.num_steps))
     warmup = min(40, max(1, steps // 10))
     schedule = Schedule(steps, other_rate=learning_rate, warmup=warmup)
-    packs: dict[int, list[Pack]] = {}
-
-    def pack(step: int) -> Pack:
-        epoch = step // num_packs
-        if epoch not in packs:
-            packs.clear()
-            packs[epoch] = pack_documents(documents, tokens_per_step, seed + epoch)
-        # Epochs are packed anew, and some have a pack more or less.
-        return packs[epoch][step % num_packs % len(packs[epoch])]
-
     module = loaded.module.float().requires_grad_(True)
     use_chain_attention(module)
     if checkpoint_layers:
@@ -199,9 +194,9 @@ def train(
     acceptance = None
     if target is not None and workers.is_first:
         opened = open_model(target, device=device.partition(":")[0])
-        acceptance = Acceptance(opened.model, loaded, held_out, mask, settings.num_subtasks)
-        log(f"tokens per round before training: {acceptance():.2f}")
-    worth: float | None = None
+        acceptance = Acceptance(opened, loaded, held_out, mask, settings.num_subtasks)
+        log(f"tokens per round before training: {acceptance().tokens_per_round:.2f}")
+    worth: MeasuredAcceptance | None = None
 
     def report(step: int, measured: Tensor) -> dict[str, Any]:
         nonlocal worth
@@ -209,8 +204,8 @@ def train(
         due = step == steps or step // measure_every != (step - LOG_EVERY) // measure_every
         if acceptance is not None and due:
             worth = acceptance()
-            record["tokens_per_round"] = round(worth, 4)
-            log(f"tokens per round: {worth:.2f}")
+            record["tokens_per_round"] = round(worth.tokens_per_round, 4)
+            log(f"tokens per round: {worth.tokens_per_round:.2f}")
         return record
 
     with writing(output):
@@ -234,68 +229,38 @@ def train(
     if acceptance is not None and worth is None:  # all steps had been taken before
         worth = acceptance()
     seen = sum(len(pack(step).tokens) for step in range(steps))
-    module.config.pard_token = mask
-    module.config.spd_type = "pard"
-    # Where engines made for transformers 4 look for it; version 5 writes it into rope_parameters.
-    rope = getattr(module.config, "rope_parameters", None) or {}
-    if "rope_theta" in rope:
-        module.config.rope_theta = rope["rope_theta"]
-    module.set_attn_implementation("sdpa")
     if workers.is_first:
+        table = {
+            "data": f"{len(documents)} documents of {', '.join(Path(p).name for p in data)}",
+            "longest document": f"{max_length} tokens",
+            "seen": f"{seen} tokens in {steps} steps",
+            "K in training": str(settings.num_subtasks),
+            "conditional drop": f"r {settings.retention}, at least {settings.min_retention}",
+            "mask token": f"{mask}, {reason}",
+            "learning rate": f"{learning_rate:g}, AdamW",
+            "seed": str(seed),
+            "computed in": str(dtype).removeprefix("torch."),
+            "last loss": f"{trainer.last_loss:.3f} nats a row",
+            "made with": ", ".join(f"{name} {version(name)}" for name in _MADE_WITH),
+        }
         with writing(output):
-            _save(loaded, stored, output)
+            drawn = _draw(trainer.history, output, log)
+            base = loaded.facts.name if Path(model).expanduser().is_dir() else str(model)
+            card = model_card(output.absolute().name, base, table, worth, has_curves=drawn)
+            save_checkpoint(loaded, stored, mask, card, output)
     workers.wait()
     return Trained(output, mask, reason, steps, seen, trainer.last_loss, worth)
 
 
-def choose_mask_token(loaded: LoadedModel, given: int | None, used: set[int]) -> tuple[int, str]:
-    """Choose the mask token: the one given, the model's own, or an id that no text has.
-
-    Ids behind the tokenizer's are rows of padding that nothing has trained; where there are none, a
-    reserved token serves, and else the embedding grows by a row.
-
-    Parameters
-    ----------
-    loaded
-        The model, whose embedding may grow.
-    given
-        What the user asks for.
-    used
-        Ids that occur in the data.
-
-    Raises
-    ------
-    InvalidArgumentError
-        The token given is outside the embedding, or occurs in the data.
-    """
-    rows = loaded.module.get_input_embeddings().weight.shape[0]
-    if given is not None:
-        if not 0 <= given < rows or given in used:
-            raise InvalidArgumentError(
-                "The mask token cannot be used",
-                f"an id in 0..{rows - 1} that no document has",
-                f"{given}, which {'occurs in the data' if given in used else 'is outside'}",
-                "Leave it out: one is chosen.",
-            )
-        return given, "as asked for"
-    own = loaded.facts.mask_token_id
-    if own is not None and own not in used:
-        return own, "the model's own"
-    vocabulary = loaded.tokenizer.get_vocab() if loaded.tokenizer is not None else {}
-    known = max(vocabulary.values(), default=-1) + 1
-    if known < rows:
-        return known, f"the first of {rows - known} rows that pad the embedding"
-    reserved = sorted(
-        token for text, token in vocabulary.items()
-        if ("reserved" in text or "unused" in text) and token not in used
-    )  # fmt: skip
-    if reserved:
-        return reserved[-1], "a reserved token of the tokenizer"
-    loaded.module.resize_token_embeddings(rows + 1, mean_resizing=False)
-    with torch.no_grad():
-        embedding = loaded.module.get_input_embeddings().weight
-        embedding[rows] = embedding[:rows].float().mean(dim=0).to(embedding.dtype)
-    return rows, "a new row of the embedding: no id was free"
+def _draw(history: Path, output: Path, log: Callable[[str], None]) -> bool:
+    if not history.is_file() or not history.stat().st_size:
+        return False
+    try:
+        plot_curves(history, output / CURVES)
+    except RuntimeMissingError as error:
+        log(f"no picture of the curves: {error}")
+        return False
+    return True
 
 
 def _check_head(loaded: LoadedModel) -> None:
@@ -309,15 +274,3 @@ def _check_head(loaded: LoadedModel) -> None:
                 f"{name} = {getattr(config, name)}",
                 "Take a draft of another architecture.",
             )
-
-
-def _save(loaded: LoadedModel, stored: torch.dtype, output: Path) -> None:
-    """Write the checkpoint: nothing takes its name before all of it is written."""
-    partial = output / "partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    loaded.module.to(stored).save_pretrained(partial)
-    if loaded.tokenizer is not None:
-        loaded.tokenizer.save_pretrained(partial)
-    for file in partial.iterdir():
-        os.replace(file, output / file.name)
-    partial.rmdir()
