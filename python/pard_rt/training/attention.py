@@ -28,7 +28,9 @@ from pard_rt.training.mask_prediction import Rows
 
 _REFUSED = ("sliding_window", "softcap", "s_aux", "dropout")  # of what layers may ask for
 NAME = "pard_chain"  # of this attention among those of transformers
-_ANCHORS = 64  # of a block: wide enough for fast products, narrow enough to waste little on chains
+# Anchors of a block: wide enough for fast products, narrow enough to waste little on chains; on a
+# card, which would wait for so many small calls, fewer and wider blocks.
+_ANCHORS, _ANCHORS_ON_A_CARD = 64, 256
 
 
 @dataclass(frozen=True)
@@ -59,11 +61,12 @@ class Block:
 def plan_blocks(rows: Rows, device: torch.device | str = "cpu") -> list[Block]:
     """Cut the rows into blocks; none has two documents."""
     num_real = rows.num_real
+    anchors = _ANCHORS if torch.device(device).type == "cpu" else _ANCHORS_ON_A_CARD
     chain_anchors = rows.anchors[num_real:].contiguous()
     blocks = []
     begin = 0
     while begin < num_real:
-        end = min(begin + _ANCHORS, int(rows.ends[begin]))
+        end = min(begin + anchors, int(rows.ends[begin]))
         low, high = torch.searchsorted(chain_anchors, torch.tensor([begin, end])).tolist()
         low, high = low + num_real, high + num_real
         of_block = rows.part(begin, end)
