@@ -314,6 +314,30 @@ def test_a_state_of_another_training_is_refused(tmp_path: Path) -> None:
             loop.Trainer(torch.nn.Linear(2, 2), loop.Schedule(3), file)
 
 
+def test_a_state_is_not_gone_on_from_with_other_data_or_settings(
+    tmp_path: Path, tiny_models: TinyModels
+) -> None:
+    data = tmp_path / "data.txt"
+    data.write_text(TEXT)
+    base = tiny_models.checkpoint("llama", seed=9)
+    same: Any = {"max_length": 100, "learning_rate": 1e-4, "log": lambda _: None}
+    train(base, [data], tmp_path / "out", **same)
+    before = (tmp_path / "out" / "model.safetensors").read_bytes()
+    for change in (
+        {"learning_rate": 2e-4}, {"seed": 1}, {"max_length": 90}, {"tokens_per_step": 200},
+        {"settings": MaskPrediction(3)}, {"mask_token_id": NUM_TOKENS + 1},
+    ):  # fmt: skip
+        with pytest.raises(pard_rt.FolderError, match="the state of another training"):
+            train(base, [data], tmp_path / "out", **{**same, **change})
+    data.write_text(TEXT + "!")
+    with pytest.raises(pard_rt.FolderError, match="data = sha256"):
+        train(base, [data], tmp_path / "out", **same)
+    data.write_text(TEXT)
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == before
+    longer = train(base, [data], tmp_path / "out", epochs=3, tokens_per_forward=200, **same)
+    assert longer.steps == 3
+
+
 def test_the_mask_token_is_one_that_no_text_has(tiny_models: TinyModels, tmp_path: Path) -> None:
     loaded = load(tiny_models.checkpoint("llama", seed=3))
     used = {5, 6}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,15 @@ def _common(one: list[int], other: list[int]) -> list[int]:
     while length < min(len(one), len(other)) and one[length] == other[length]:
         length += 1
     return one[:length]
+
+
+def digest_documents(documents: Sequence[Document]) -> str:
+    """Digest of their tokens, in their order, and of what of them is to be learnt."""
+    digest = sha256()
+    for document in documents:
+        digest.update(f"{len(document.tokens)} ".encode())
+        digest.update(document.tokens.numpy().tobytes() + document.learnt.numpy().tobytes())
+    return f"sha256:{digest.hexdigest()[:16]}"
 
 
 def pack_documents(documents: Sequence[Document], size: int, seed: int) -> list[Pack]:

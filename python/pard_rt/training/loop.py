@@ -6,9 +6,9 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -98,6 +98,8 @@ class Trainer:
         Steps and learning rates. A resumed run may have another one.
     checkpoint
         File of the state; JSON lines of the losses go beside it.
+    settings
+        What else the steps depend on: a state of other settings is not gone on from.
     optimizers
         What makes them, each with its full learning rate as `lr`.
     workers
@@ -111,6 +113,11 @@ class Trainer:
         Takes lines about the progress.
     watch
         Takes, every step, a few words of where it stands.
+
+    Raises
+    ------
+    FolderError
+        The checkpoint is damaged, or that of another training.
     """
 
     def __init__(
@@ -119,6 +126,7 @@ class Trainer:
         schedule: Schedule,
         checkpoint: Path,
         *,
+        settings: Mapping[str, Any] | None = None,
         optimizers: Optimizers = muon_and_adamw,
         workers: Workers | None = None,
         measured: Tensor | None = None,
@@ -131,6 +139,7 @@ class Trainer:
         self.checkpoint = checkpoint
         self.step = 0
         self.last_loss = math.nan  # mean over the steps logged last
+        self._settings = dict(settings or {})
         self.measured = torch.zeros(1) if measured is None else measured
         self._losses: list[float] = []  # of steps not logged yet, this worker's share
         self._workers = workers or Workers()
@@ -194,7 +203,7 @@ class Trainer:
             return
         state = {
             "step": self.step,
-            "schedule": asdict(self.schedule),
+            "settings": self._settings,
             "module": self.module.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
             "losses": losses,
@@ -209,19 +218,22 @@ class Trainer:
                 unfinished.unlink(missing_ok=True)
 
     def _load(self) -> None:
-        try:
+        with self._reading():
             state: dict[str, Any] = torch.load(self.checkpoint, map_location="cpu")
+            known = state["settings"]
+        for name, value in self._settings.items():
+            if known.get(name) != value:
+                raise FolderError(
+                    f"'{self.checkpoint}' is the state of another training",
+                    f"{name} = {known.get(name)}",
+                    f"{name} = {value}",
+                    "Give the arguments it began with, or choose another folder.",
+                )
+        with self._reading():
             self.module.load_state_dict(state["module"])
             for optimizer, saved in zip(self._optimizers, state["optimizers"], strict=True):
                 optimizer.load_state_dict(saved)
             self.measured.copy_(state["measured"])
-        except (OSError, RuntimeError, ValueError, KeyError, EOFError, UnpicklingError) as error:
-            raise FolderError(
-                f"'{self.checkpoint}' is no state that this training can go on from",
-                "what the same command left there",
-                first_line(error),
-                "Choose another folder, or remove the file to begin anew.",
-            ) from error
         self.step = state["step"]
         if self._workers.is_first:  # what is summed over the workers must not be summed again
             self._losses = state["losses"]
@@ -235,6 +247,20 @@ class Trainer:
         else:
             self._losses = [0.0] * len(state["losses"])
             self.measured.zero_()
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        try:
+            yield
+        except (
+            OSError, RuntimeError, ValueError, KeyError, TypeError, EOFError, UnpicklingError
+        ) as error:  # fmt: skip
+            raise FolderError(
+                f"'{self.checkpoint}' is no state that this training can go on from",
+                "what the same command left there",
+                first_line(error),
+                "Choose another folder, or remove the file to begin anew.",
+            ) from error
 
     def _summed(self) -> tuple[list[float], Tensor]:
         """Losses and measurements since the last line of the log, of all workers together."""

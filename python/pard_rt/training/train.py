@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from pard_rt.opening import open_model
 from pard_rt.training.acceptance import Acceptance, MeasuredAcceptance, hold_out
 from pard_rt.training.attention import use_chain_attention
 from pard_rt.training.checkpoint import save_checkpoint
-from pard_rt.training.documents import Document, Epochs, read_documents
+from pard_rt.training.documents import Document, Epochs, digest_documents, read_documents
 from pard_rt.training.loop import Schedule, Trainer, adamw, writing
 from pard_rt.training.loss import MaskPredictionLoss, by_subtask
 from pard_rt.training.mask_prediction import MaskPrediction
@@ -97,7 +97,7 @@ def train(
     mask_token_id
         By default one the model does not use: see `choose_mask_token`.
     epochs
-        How often everything is seen.
+        How often everything is seen; more than before lengthens a training that is there.
     max_length
         Tokens of a document that are seen together.
     tokens_per_step
@@ -136,7 +136,7 @@ def train(
     ModelError
         The model cannot be trained so: its attention is not plain, or its logits are changed.
     FolderError
-        Something cannot be written; the state before stays.
+        The output holds another training, or cannot be written; the state before stays.
     """
     settings = settings or MaskPrediction()
     output = Path(output)
@@ -214,6 +214,15 @@ def train(
         module,
         schedule,
         output / "training.pt",
+        settings={
+            "model": loaded.facts.name,
+            "data": digest_documents(documents),
+            **asdict(settings),
+            "mask_token_id": mask,
+            "tokens_per_step": tokens_per_step,
+            "learning_rate": learning_rate,
+            "seed": seed,
+        },
         optimizers=adamw,
         workers=workers,
         measured=loss.measured,
