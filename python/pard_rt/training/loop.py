@@ -244,6 +244,7 @@ class Trainer:
             whole = [line for line in lines if line.endswith("\n")]
             kept = [line for line in whole if json.loads(line)["step"] <= self.step]
             self.history.write_text("".join(kept), "utf-8")
+            self.last_loss = json.loads(kept[-1])["loss"] if kept else math.nan
         else:
             self._losses = [0.0] * len(state["losses"])
             self.measured.zero_()

@@ -148,20 +148,13 @@ def train(
     if dtype is None:
         narrow = torch.device(device).type == "cuda" and torch.cuda.is_bf16_supported()
         dtype = torch.bfloat16 if narrow else torch.float32
-    limit = loaded.facts.max_length
-    for name, value, low, high in (
-        ("max_length", max_length, 2, limit),
-        ("tokens_per_step", tokens_per_step, max_length, 1 << 24),
-        ("tokens_per_forward", tokens_per_forward, 1, 1 << 24),
-        ("measure_every", measure_every, 1, 1 << 24),
-    ):
-        if not low <= value <= high:
-            raise InvalidArgumentError(
-                f"{name} is out of range",
-                f"{low}..{high}",
-                str(value),
-                f"The model has {limit} positions; a step holds at least one whole document.",
-            )
+    _require_ranges(
+        loaded.facts.max_length,
+        max_length=(max_length, 2, loaded.facts.max_length),
+        tokens_per_step=(tokens_per_step, max_length, 1 << 24),
+        tokens_per_forward=(tokens_per_forward, 1, 1 << 24),
+        measure_every=(measure_every, 1, 1 << 24),
+    )
     documents = read_documents(
         [Path(path) for path in data], loaded.tokenizer, max_length=max_length
     )
@@ -177,12 +170,7 @@ def train(
     steps = max(1, round(epochs * pack.num_steps))
     warmup = min(40, max(1, steps // 10))
     schedule = Schedule(steps, other_rate=learning_rate, warmup=warmup)
-    module = loaded.module.float().requires_grad_(True)
-    use_chain_attention(module)
-    if checkpoint_layers:
-        # Its name until transformers 5.23, and from then on.
-        old, new = "gradient_checkpointing_enable", "activation_checkpointing_enable"
-        getattr(module, new, getattr(module, old))({"use_reentrant": False})
+    module = _prepare(loaded.module, checkpoint_layers)
     loss = MaskPredictionLoss(
         module,
         settings,
@@ -259,6 +247,28 @@ def train(
             save_checkpoint(loaded, stored, mask, card, output)
     workers.wait()
     return Trained(output, mask, reason, steps, seen, trainer.last_loss, worth)
+
+
+def _require_ranges(positions: int, **ranges: tuple[int, int, int]) -> None:
+    for name, (value, low, high) in ranges.items():
+        if not low <= value <= high:
+            raise InvalidArgumentError(
+                f"{name} is out of range",
+                f"{low}..{high}",
+                str(value),
+                f"The model has {positions} positions; a step holds at least one whole document.",
+            )
+
+
+def _prepare(module: Any, checkpoint_layers: bool) -> Any:
+    """Let a module train: float32 weights, attention through chains."""
+    module.float().requires_grad_(True)
+    use_chain_attention(module)
+    if checkpoint_layers:
+        # Its name until transformers 5.23, and from then on.
+        old, new = "gradient_checkpointing_enable", "activation_checkpointing_enable"
+        getattr(module, new, getattr(module, old))({"use_reentrant": False})
+    return module
 
 
 def _draw(history: Path, output: Path, log: Callable[[str], None]) -> bool:
