@@ -44,6 +44,7 @@ from pard_rt.generator import Generator, Options, Output, Piece, Stats, Stream
 if TYPE_CHECKING:
     from pard_rt.exporter import export
     from pard_rt.loading import load
+    from pard_rt.models.own_module import wrap
     from pard_rt.models.torch_model import TorchModel
     from pard_rt.training.regenerate import regenerate
     from pard_rt.training.train import train
@@ -57,6 +58,7 @@ _LAZY = {
     "load": "pard_rt.loading",
     "regenerate": "pard_rt.training.regenerate",
     "train": "pard_rt.training.train",
+    "wrap": "pard_rt.models.own_module",
 }
 
 __all__ = [
@@ -100,6 +102,7 @@ __all__ = [
     "regenerate",
     "train",
     "verify",
+    "wrap",
 ]
 
 

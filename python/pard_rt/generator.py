@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 import secrets
 import threading
 import time
@@ -28,7 +27,7 @@ from pard_rt._core import (
     TokenEvent,
 )
 from pard_rt.errors import IncompatibleModelsError, InvalidArgumentError
-from pard_rt.opening import Backend, OpenedModel, open_model
+from pard_rt.opening import Backend, OpenedModel, Source, open_model
 from pard_rt.text import TextStream, TokenText
 
 if TYPE_CHECKING:
@@ -48,7 +47,6 @@ __all__ = [
 
 Method = Literal["auto", "pard", "draft", "plain"]
 Prompt = str | ListLike[int] | NDArray[np.integer[Any]]  # a text, or token ids [n]
-Source = str | os.PathLike[str]
 
 _DEVICES = ("cpu", "cuda", "migraphx", "rocm")
 _DEMO_DRAFTS = {"auto": "demo/parallel", "pard": "demo/parallel", "draft": "demo/classic"}
@@ -149,8 +147,9 @@ class Generator:
     Parameters
     ----------
     target
-        An ONNX folder, a Hugging Face directory, or an id on the hub; ``"demo"`` is the small model
-        of Python source code that comes with the package.
+        An ONNX folder, a Hugging Face directory, or an id on the hub; a module of one's own, as
+        `pard_rt.wrap` returns it; ``"demo"`` is the small model of Python source code that comes
+        with the package.
     draft
         The same for a draft of the target's family. The demo has drafts of its own.
     method
@@ -328,7 +327,7 @@ class Generator:
         InvalidArgumentError
             A prompt or a parameter cannot be decoded; nothing has been.
         FolderError
-            A prompt is a text, and the target has no tokenizer.
+            A prompt is a text, and the target's folder has no tokenizer.
         ModelError
             A model failed, or a row allowed no choice.
         """
@@ -555,7 +554,7 @@ def _drafter_of(draft: OpenedModel, method: Method) -> Drafter:
         return AutoregressiveDrafter(draft.model)
     if draft.mask_token_id is None:
         raise IncompatibleModelsError(
-            f"'{draft.path}' is no parallel draft",
+            f"'{draft.source}' is no parallel draft",
             "a mask token in its folder, or mask_token_id",
             "none",
             'Name the mask token it was trained with, or take method="draft".',

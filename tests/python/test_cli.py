@@ -392,9 +392,7 @@ def test_checks_that_fail(
 ) -> None:
     model = Moody()
     report = SimpleNamespace(single_rows=0.0, rewinding=0.0, rejected_rows=0.0, same_tokens=False)
-    opened = OpenedModel(
-        Path("moody"), "", model, model.info(), None, (), lambda: report, no_text, False
-    )
+    opened = OpenedModel("moody", "", model, model.info(), None, (), lambda: report, no_text, False)
     monkeypatch.setattr(check_module, "open_model", lambda *_, **__: opened)
     assert main(["check", "moody"]) == 1
     text = capsys.readouterr().out
@@ -417,7 +415,7 @@ def test_a_model_that_throws_fails_its_checks(
     def probe() -> ProbeReport:
         raise ModelError("it cannot be rewound", "0", "1", "export it again")
 
-    opened = OpenedModel(Path("broken"), "", model, model.info(), None, (), probe, no_text, False)
+    opened = OpenedModel("broken", "", model, model.info(), None, (), probe, no_text, False)
     monkeypatch.setattr(check_module, "open_model", lambda *_, **__: opened)
     assert main(["check", "broken"]) == 1
     text = capsys.readouterr().out

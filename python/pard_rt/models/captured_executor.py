@@ -36,6 +36,7 @@ from pard_rt._core import (
 from pard_rt.errors import InvalidArgumentError, LogitsError, ModelError, RuntimeMissingError
 from pard_rt.loading import LoadedModel
 from pard_rt.models.static_model import StaticModel
+from pard_rt.models.torch_model import TorchModel
 
 if TYPE_CHECKING:
     from pard_rt.opening import OpenedModel
@@ -151,12 +152,12 @@ def capture(
         See `CapturedExecutor`.
     """
     assert target.loaded is not None
-    per_slot = _bytes_per_position(target.loaded)
+    per_slot = _bytes_per_position(target)
     if draft is not None:
         assert draft.loaded is not None
-        per_slot += _bytes_per_position(draft.loaded)
+        per_slot += _bytes_per_position(draft)
     per_slot *= target.info.max_length + MAX_ROUND_ROWS
-    slots, device = most_slots, target.loaded.module.device
+    slots, device = most_slots, target.loaded.seam.device
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         slots = min(most_slots, int(0.8 * free) // per_slot)
@@ -176,11 +177,11 @@ def capture(
     )
 
 
-def _bytes_per_position(loaded: LoadedModel) -> int:
-    config = loaded.config.get_text_config()
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return int(2 * config.num_hidden_layers * heads * dim * loaded.module.dtype.itemsize)
+def _bytes_per_position(opened: OpenedModel) -> int:
+    assert isinstance(opened.model, TorchModel)
+    assert opened.loaded is not None
+    layout, dtype = opened.model.layout, opened.loaded.seam.dtype
+    return 2 * layout.num_layers * layout.num_kv_heads * layout.head_dim * dtype.itemsize
 
 
 @dataclass(frozen=True)
@@ -274,11 +275,11 @@ class CapturedExecutor(RoundExecutor):
         self._mask_token = 0
         device = self._device = self._target.device
         if draft is not None:
-            if mask_token_id is None or draft.module.device != device:
+            if mask_token_id is None or draft.seam.device != device:
                 raise InvalidArgumentError(
                     "The draft cannot be captured with the target",
                     f"a mask token, and a draft on {device}",
-                    f"mask token {mask_token_id}, on {draft.module.device}",
+                    f"mask token {mask_token_id}, on {draft.seam.device}",
                     "Load both models on one device, and name the draft's mask token.",
                 )
             self._draft = StaticModel(draft, max_batch_size, self._capacity)

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from pard_rt._core import ModelInfo
 from pard_rt.errors import ModelError
 from pard_rt.loading import LoadedModel
-from pard_rt.models.attention import AttentionCall, attending, softmax_scores
-from pard_rt.models.probe import adopt
+from pard_rt.models.attention import AttentionCall, softmax_scores
 
 
 class SlotCache:
@@ -101,22 +100,22 @@ class StaticModel:
     Parameters
     ----------
     loaded
-        What `pard_rt.loading.load` returned; the module is adopted, as by `TorchModel`.
+        What `pard_rt.load` or `pard_rt.wrap` returned; adopted, as by `TorchModel`.
     num_slots, capacity
         Sequences there is room for, and positions of each.
 
     Raises
     ------
     ModelError
-        The module's attention cannot be honoured.
+        The module cannot be run this way.
     """
 
     def __init__(self, loaded: LoadedModel, num_slots: int, capacity: int) -> None:
         facts = loaded.facts
-        adopt(loaded.module, facts.max_length)
-        self.module = loaded.module
-        self.device = loaded.module.device
-        self.num_embeddings = int(loaded.module.get_input_embeddings().weight.shape[0])
+        self._seam = loaded.seam
+        self._seam.adopt(facts.max_length)
+        self.device = self._seam.device
+        self.num_embeddings = self._seam.num_embeddings
         self.cache = SlotCache(num_slots, capacity)
         self.info = ModelInfo(
             name=facts.name,
@@ -149,13 +148,12 @@ class StaticModel:
             The device has no memory left; what was there before still works.
         """
         try:
-            with attending(SlotRows(self.cache, first, positions, context)):
-                out = self.module(
-                    input_ids=tokens.view(1, -1),
-                    position_ids=positions.view(1, -1),
-                    use_cache=False,
-                    logits_to_keep=rows,
-                )
+            return self._seam.logits(
+                tokens.view(1, -1),
+                positions.view(1, -1),
+                rows,
+                SlotRows(self.cache, first, positions, context),
+            )
         except torch.OutOfMemoryError as error:
             raise ModelError(
                 f"{self.info.name} ran out of the memory of {self.device}",
@@ -164,5 +162,3 @@ class StaticModel:
                 str(error).split(". ")[0],
                 "Pass a smaller max_length, decode fewer sequences together, or free the card.",
             ) from error
-        logits: Tensor = out.logits[0]
-        return logits
