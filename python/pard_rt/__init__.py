@@ -32,6 +32,7 @@ from pard_rt._core import (
 from pard_rt.cpp import get_cmake_dir
 from pard_rt.errors import (
     Error,
+    FallbackWarning,
     FolderError,
     IncompatibleModelsError,
     InvalidArgumentError,
@@ -66,6 +67,7 @@ __all__ = [
     "Decoder",
     "Drafter",
     "Error",
+    "FallbackWarning",
     "FolderContract",
     "FolderError",
     "ForwardItem",

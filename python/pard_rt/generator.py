@@ -6,6 +6,7 @@ import copy
 import secrets
 import threading
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable
 from collections.abc import Sequence as ListLike
@@ -26,12 +27,19 @@ from pard_rt._core import (
     Sequence,
     TokenEvent,
 )
-from pard_rt.errors import IncompatibleModelsError, InvalidArgumentError
+from pard_rt.errors import (
+    FallbackWarning,
+    IncompatibleModelsError,
+    InvalidArgumentError,
+    RuntimeMissingError,
+)
 from pard_rt.opening import Backend, OpenedModel, Source, open_model
 from pard_rt.text import TextStream, TokenText
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+    from pard_rt.models.captured_executor import CapturedExecutor
 
 __all__ = [
     "Backend",
@@ -49,6 +57,7 @@ Method = Literal["auto", "pard", "draft", "plain"]
 Prompt = str | ListLike[int] | NDArray[np.integer[Any]]  # a text, or token ids [n]
 
 _DEVICES = ("cpu", "cuda", "migraphx", "rocm")
+_CAPTURING = ("cuda",)  # devices where PyTorch's rounds are graphs
 _DEMO_DRAFTS = {"auto": "demo/parallel", "pard": "demo/parallel", "draft": "demo/classic"}
 
 
@@ -160,8 +169,9 @@ class Generator:
         Proposals per round (K), 0..64.
     device
         ``"cpu"`` or ``"cuda"``, which is PyTorch's name for AMD's cards too: there a round is one
-        captured graph. For ONNX folders, one of ONNX Runtime's execution providers: ``"cuda"``,
-        ``"migraphx"`` or ``"rocm"``.
+        captured graph, except in classic drafting; without kernels for the card none is, which a
+        `FallbackWarning` says. For ONNX folders, one of ONNX Runtime's execution providers:
+        ``"cuda"``, ``"migraphx"`` or ``"rocm"``.
     backend
         ``"onnx"`` or ``"torch"`` refuses models that would run in the other.
     max_length
@@ -212,7 +222,7 @@ class Generator:
         self._open = partial(open_model, backend=backend, device=device, threads=threads)
         self._target = self._open(target, max_length=max_length)
         self._target.probe()
-        self._captures = device != "cpu" and self._target.loaded is not None
+        self._captures = device in _CAPTURING and self._target.loaded is not None
         self._text = self._target.text() if self._target.has_tokenizer else None
         self._lock = threading.RLock()
         self._draft_with(method, draft, num_speculative_tokens, mask_token_id)
@@ -263,19 +273,18 @@ class Generator:
             opened.probe()
             drafter = _drafter_of(opened, method)
         num_proposals = num_proposals if drafter is not None else 0
+        executor: CapturedExecutor | None = None
         if self._captures and not isinstance(drafter, AutoregressiveDrafter):
-            from pard_rt.models.captured_executor import capture
-
-            executor = capture(self._target, opened)
-            self.decoder = Decoder(
+            executor = _captured(self._target, opened)
+        self.decoder = (
+            Decoder(self._target.model, drafter, num_speculative_tokens=num_proposals)
+            if executor is None
+            else Decoder(
                 executor,
                 num_speculative_tokens=num_proposals,
                 max_batch_size=executor.max_batch_size,
             )
-        else:
-            self.decoder = Decoder(
-                self._target.model, drafter, num_speculative_tokens=num_proposals
-            )
+        )
         self._rounds = _Rounds(self.decoder, self._lock)
 
     @property
@@ -547,6 +556,18 @@ class _Rounds:
                 seed=request.seed,
                 stats=Stats(request.sequence.counts, seconds),
             )
+
+
+def _captured(target: OpenedModel, draft: OpenedModel | None) -> CapturedExecutor | None:
+    """Return what captures rounds; None, and a warning, where there are no kernels for the card."""
+    from pard_rt.models.captured_executor import capture
+
+    try:
+        return capture(target, draft)
+    except RuntimeMissingError as error:
+        instead = "Rounds are not captured: forwards run on the card one by one, slower"
+        warnings.warn(FallbackWarning(instead, error), stacklevel=4)
+        return None
 
 
 def _drafter_of(draft: OpenedModel, method: Method) -> Drafter:

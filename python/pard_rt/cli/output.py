@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from pard_rt.errors import Error
+from pard_rt.errors import Error, FallbackWarning
 
 _COLOURS = {"ok": "32", "FAIL": "31", "note": "33", "bold": "1"}
 _PROGRESS_DELAY = 2.0  # seconds that need no explanation
@@ -41,6 +41,15 @@ def print_verdict(verdict: str, what: str, detail: str, *more: str) -> None:
 def explain(error: Error) -> list[str]:
     """Lines that say what an error expected, what was there, and what to do."""
     return [f"expected: {error.expected}", f"got:      {error.actual}", error.remedy]
+
+
+def print_warning(warning: FallbackWarning) -> None:
+    """Print a warning to stderr as `print_error` prints errors, over a line of progress."""
+    error = warning.error
+    begin = "\r\x1b[K" if sys.stderr.isatty() else ""
+    lines = [f"{begin}pard-rt: {warning.instead}", f"  {error.problem}"]
+    lines += [f"  {line}" for line in explain(error)]
+    print("\n".join(lines), file=sys.stderr, flush=True)
 
 
 def print_error(error: Error) -> None:

@@ -146,6 +146,8 @@ def capture(
 
     Raises
     ------
+    RuntimeMissingError
+        No driver, or no code object for the card.
     ModelError
         There is no room for one sequence of the target's max_length.
     Error
@@ -270,6 +272,7 @@ class CapturedExecutor(RoundExecutor):
         limit = target.facts.max_length
         self._max_length = min(limit, max_length or limit)
         self._capacity = self._max_length + MAX_ROUND_ROWS
+        self._kernels = KernelSet(*code_object_for(target.seam.device))  # or refused, before more
         self._target = StaticModel(target, max_batch_size, self._capacity)
         self._draft: StaticModel | None = None
         self._mask_token = 0
@@ -288,7 +291,6 @@ class CapturedExecutor(RoundExecutor):
         self._prefill_chunk = prefill_chunk
         self._capture = device.type == "cuda" if capture is None else capture
         self._ahead = ahead
-        self._kernels = KernelSet(*code_object_for(device))
         if device.type == "cuda":
             try_kernels(self._kernels, 3 * torch.randn(4, 1003, device=device))
 
