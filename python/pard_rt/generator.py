@@ -10,6 +10,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable
 from collections.abc import Sequence as ListLike
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args, overload
@@ -180,6 +181,9 @@ class Generator:
         The parallel draft's mask token, where its folder does not say it.
     threads
         Of one forward; 0: one for every physical core. PyTorch's are those of the whole process.
+    capturing
+        On a GPU, called before a round of a new shape is captured, which can take seconds, with a
+        line that says so; it is captured in the context that this returns.
 
     Attributes
     ----------
@@ -214,6 +218,7 @@ class Generator:
         max_length: int | None = None,
         mask_token_id: int | None = None,
         threads: int = 0,
+        capturing: Callable[[str], AbstractContextManager[object]] = nullcontext,
     ) -> None:
         _check_choice("device", device, _DEVICES)
         _check_choice("backend", backend, get_args(Backend))
@@ -223,6 +228,7 @@ class Generator:
         self._target = self._open(target, max_length=max_length)
         self._target.probe()
         self._captures = device in _CAPTURING and self._target.loaded is not None
+        self._capturing = capturing
         self._text = self._target.text() if self._target.has_tokenizer else None
         self._lock = threading.RLock()
         self._draft_with(method, draft, num_speculative_tokens, mask_token_id)
@@ -275,7 +281,7 @@ class Generator:
         num_proposals = num_proposals if drafter is not None else 0
         executor: CapturedExecutor | None = None
         if self._captures and not isinstance(drafter, AutoregressiveDrafter):
-            executor = _captured(self._target, opened)
+            executor = self._captured(opened)
         self.decoder = (
             Decoder(self._target.model, drafter, num_speculative_tokens=num_proposals)
             if executor is None
@@ -286,6 +292,17 @@ class Generator:
             )
         )
         self._rounds = _Rounds(self.decoder, self._lock)
+
+    def _captured(self, draft: OpenedModel | None) -> CapturedExecutor | None:
+        """Return what captures rounds; None, and a warning, without kernels for the card."""
+        from pard_rt.models.captured_executor import capture
+
+        try:
+            return capture(self._target, draft, capturing=self._capturing)
+        except RuntimeMissingError as error:
+            instead = "Rounds are not captured: forwards run on the card one by one, slower"
+            warnings.warn(FallbackWarning(instead, error), stacklevel=4)
+            return None
 
     @property
     def num_speculative_tokens(self) -> int:
@@ -556,18 +573,6 @@ class _Rounds:
                 seed=request.seed,
                 stats=Stats(request.sequence.counts, seconds),
             )
-
-
-def _captured(target: OpenedModel, draft: OpenedModel | None) -> CapturedExecutor | None:
-    """Return what captures rounds; None, and a warning, where there are no kernels for the card."""
-    from pard_rt.models.captured_executor import capture
-
-    try:
-        return capture(target, draft)
-    except RuntimeMissingError as error:
-        instead = "Rounds are not captured: forwards run on the card one by one, slower"
-        warnings.warn(FallbackWarning(instead, error), stacklevel=4)
-        return None
 
 
 def _drafter_of(draft: OpenedModel, method: Method) -> Drafter:

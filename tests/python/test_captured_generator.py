@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +50,31 @@ def test_captured_rounds_give_the_target_s_text(
     generator = Generator(*pair, num_speculative_tokens=4)
     for way in (generator, generator.with_method("plain"), generator.with_method("draft", pair[1])):
         assert token_ids(way) == expected
+
+
+def test_whoever_asks_is_told_of_every_shape_that_is_captured(
+    pair: tuple[Path, Path], capfd: pytest.CaptureFixture[str]
+) -> None:
+    told: list[str] = []
+
+    @contextmanager
+    def telling(text: str) -> Iterator[None]:
+        told.append(text)
+        yield
+        told.append("done")
+
+    silent = Generator(*pair, num_speculative_tokens=4)
+    generator = Generator(*pair, num_speculative_tokens=4, capturing=telling)
+    assert told == []
+    for _ in range(2):
+        assert token_ids(generator) == token_ids(silent)
+    assert told[:2] == ["capturing rounds: K = 4, 4 slots, 193 positions", "done"]
+    assert len(set(told[::2])) == len(told[::2])
+    assert set(told[1::2]) == {"done"}
+    count = len(told)
+    token_ids(generator.with_method("plain"))
+    assert told[count].startswith("capturing rounds: K = 0, 4 slots")
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize(

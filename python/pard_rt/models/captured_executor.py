@@ -12,9 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from collections.abc import Sequence as ListLike
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch import Tensor
@@ -40,6 +41,8 @@ from pard_rt.models.torch_model import TorchModel
 
 if TYPE_CHECKING:
     from pard_rt.opening import OpenedModel
+
+Capturing: TypeAlias = "Callable[[str], AbstractContextManager[object]]"
 
 _SMALLEST_CONTEXT = 256  # buckets of positions looked at: this, twice this, ..
 _SAMPLING_BYTES = 32
@@ -140,7 +143,11 @@ def try_kernels(kernels: KernelSet, logits: Tensor) -> None:
 
 
 def capture(
-    target: OpenedModel, draft: OpenedModel | None = None, *, most_slots: int = 16
+    target: OpenedModel,
+    draft: OpenedModel | None = None,
+    *,
+    most_slots: int = 16,
+    capturing: Capturing = nullcontext,
 ) -> CapturedExecutor:
     """Make the executor of opened models, with as many slots as there is memory for.
 
@@ -176,6 +183,7 @@ def capture(
         None if draft is None else draft.loaded,
         None if draft is None else draft.mask_token_id,
         max_batch_size=slots,
+        capturing=capturing,
     )
 
 
@@ -194,6 +202,9 @@ class _Shape:
     first: int  # slot
     num_slots: int
     context: int
+
+    def __str__(self) -> str:
+        return f"K = {self.num_proposals}, {self.num_slots} slots, {self.context} positions"
 
 
 @dataclass
@@ -240,6 +251,9 @@ class CapturedExecutor(RoundExecutor):
         Capture rounds as graphs; by default on GPUs, nowhere else can it be done.
     ahead
         Launch a round before the last one has been read.
+    capturing
+        Called with a line that says so, for a context to prepare a round of a new shape in: that
+        can take seconds.
 
     Raises
     ------
@@ -262,6 +276,7 @@ class CapturedExecutor(RoundExecutor):
         prefill_chunk: int = 512,
         capture: bool | None = None,
         ahead: bool = True,
+        capturing: Capturing = nullcontext,
     ) -> None:
         super().__init__()
         for name, value in (("max_batch_size", max_batch_size), ("prefill_chunk", prefill_chunk)):
@@ -291,6 +306,7 @@ class CapturedExecutor(RoundExecutor):
         self._prefill_chunk = prefill_chunk
         self._capture = device.type == "cuda" if capture is None else capture
         self._ahead = ahead
+        self._capturing = capturing
         if device.type == "cuda":
             try_kernels(self._kernels, 3 * torch.randn(4, 1003, device=device))
 
@@ -416,7 +432,8 @@ class CapturedExecutor(RoundExecutor):
 
     def _fly(self, shape: _Shape) -> _Flight:
         if shape not in self._rounds:
-            self._rounds[shape] = self._prepare(shape)
+            with self._capturing(f"capturing rounds: {shape}"):
+                self._rounds[shape] = self._prepare(shape)
         self._rounds[shape]()
         return self._send(shape)
 
