@@ -275,7 +275,12 @@ class Generator:
         drafter: Drafter | None = None
         opened: OpenedModel | None = None
         if draft is not None and method != "plain":
-            opened = self._open(draft, is_target=False, mask_token_id=mask_token_id)
+            opened = self._open(
+                draft,
+                is_target=False,
+                max_length=self.max_length,
+                mask_token_id=mask_token_id,
+            )
             opened.probe()
             drafter = _drafter_of(opened, method)
         num_proposals = num_proposals if drafter is not None else 0

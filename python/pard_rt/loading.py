@@ -65,6 +65,7 @@ def load(
     device: str | torch.device = "cpu",
     mask_token_id: int | None = None,
     max_length: int | None = None,
+    at_most: int | None = None,
     need_tokenizer: bool = True,
 ) -> LoadedModel:
     """Load a decoder-only language model.
@@ -81,6 +82,8 @@ def load(
         The parallel draft's mask token; overrides what the configuration says.
     max_length
         Most positions a sequence may have; by default and at most ``max_position_embeddings``.
+    at_most
+        Of a draft, the target's max_length: no sequence has more, whatever its own limit.
     need_tokenizer
         Whether a missing tokenizer is an error.
 
@@ -107,7 +110,7 @@ def load(
         display_name(folder.absolute()),
         tokenizer,
         vocab_size=vocab_size,
-        max_length=_max_length(config, max_length),
+        max_length=_max_length(config, max_length, at_most),
         bos_token_id=_first(
             getattr(config, "bos_token_id", None), getattr(tokenizer, "bos_token_id", None)
         ),
@@ -362,9 +365,11 @@ def load_tokenizer(name: str, *, needed: bool = True) -> PreTrainedTokenizerBase
     return tokenizer
 
 
-def _max_length(config: Any, asked: int | None) -> int:
+def _max_length(config: Any, asked: int | None, at_most: int | None) -> int:
     limit = getattr(config.get_text_config(), "max_position_embeddings", None)
     length = asked if asked is not None else limit
+    if at_most is not None:
+        length = at_most if length is None else min(length, at_most)
     if length is None or length < 1 or (limit is not None and length > limit):
         raise _unfit_length(limit, asked)
     return int(length)

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from pard_rt._core import Model, ModelInfo, OnnxModel, ProbeReport, probe_model
+from pard_rt._core import Model, ModelInfo, OnnxModel, ProbeReport, probe_model, read_folder
 from pard_rt.errors import FolderError, InvalidArgumentError, ModelError, RuntimeMissingError
 from pard_rt.hub import locate
 from pard_rt.text import TokenText
@@ -97,7 +97,8 @@ def open_model(
     is_target
         Whether every row is to be exact, and a rejected proposal may not change other rows.
     max_length
-        Positions a sequence may have; the model's own limit by default and at most.
+        Positions a sequence may have; the model's own limit by default and at most. Of a draft
+        those of its target, even where its own limit is smaller.
     mask_token_id
         Of a parallel draft, over what the model says.
 
@@ -107,7 +108,7 @@ def open_model(
         It cannot be opened, or not with that provider.
     """
     if not isinstance(source, (str, os.PathLike)):
-        return _open_module(source, backend, device, threads, max_length, mask_token_id)
+        return _open_module(source, backend, device, threads, is_target, max_length, mask_token_id)
     path = locate(source)
     kind = kind_of(path)
     if backend != "auto" and _BACKENDS[kind] != backend:
@@ -119,7 +120,7 @@ def open_model(
         )
     if kind == "onnx":
         return _open_onnx(path, device, threads, is_target, max_length, mask_token_id)
-    return _open_hugging_face(path, device, threads, max_length, mask_token_id)
+    return _open_hugging_face(path, device, threads, is_target, max_length, mask_token_id)
 
 
 def _open_onnx(
@@ -130,6 +131,8 @@ def _open_onnx(
     max_length: int | None,
     mask_token_id: int | None,
 ) -> OpenedModel:
+    if max_length is not None and not is_target:
+        max_length = min(max_length, read_folder(path).max_length)
     model = OnnxModel(
         path,
         provider=device,
@@ -158,7 +161,12 @@ def _open_onnx(
 
 
 def _open_hugging_face(
-    path: Path, device: str, threads: int, max_length: int | None, mask_token_id: int | None
+    path: Path,
+    device: str,
+    threads: int,
+    is_target: bool,
+    max_length: int | None,
+    mask_token_id: int | None,
 ) -> OpenedModel:
     if device not in _TORCH_DEVICES or threads < 0:
         raise InvalidArgumentError(
@@ -183,7 +191,8 @@ def _open_hugging_face(
         path,
         device=device,
         mask_token_id=mask_token_id,
-        max_length=max_length,
+        max_length=max_length if is_target else None,
+        at_most=None if is_target else max_length,
         need_tokenizer=False,
     )
 
@@ -200,6 +209,7 @@ def _open_module(
     backend: Backend,
     device: str,
     threads: int,
+    is_target: bool,
     max_length: int | None,
     mask_token_id: int | None,
 ) -> OpenedModel:
@@ -220,6 +230,8 @@ def _open_module(
             f"device {device}, backend {backend}, {threads} threads",
             f"Pass device='{there.type}', or move the module before it is wrapped.",
         )
+    if max_length is not None and not is_target:
+        max_length = min(max_length, source.facts.max_length)
     loaded = refit(source, max_length=max_length, mask_token_id=mask_token_id)
 
     def text() -> TokenText:

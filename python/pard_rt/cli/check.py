@@ -67,17 +67,20 @@ def run_check(arguments: argparse.Namespace) -> int:
             "--num-speculative-tokens is out of range", "1 to 64", str(k), "8 suits most pairs."
         )
 
-    def opened(path: str, is_target: bool) -> OpenedModel:
+    def opened(path: str, is_target: bool, max_length: int | None = None) -> OpenedModel:
         with progress(f"opening {path}"):
             return open_model(
                 path,
                 device=arguments.device,
                 threads=arguments.threads,
                 is_target=is_target,
+                max_length=max_length,
             )
 
     target = opened(arguments.target, True)
-    draft = opened(arguments.draft, False) if arguments.draft is not None else None
+    draft = None
+    if arguments.draft is not None:
+        draft = opened(arguments.draft, False, target.info.max_length)
     prompts = _prompts(arguments, target)
 
     print_field("target", f"{paint(target.source, 'bold')}  {target.description}", width=9)
