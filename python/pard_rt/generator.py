@@ -181,6 +181,8 @@ class Generator:
         The parallel draft's mask token, where its folder does not say it.
     threads
         Of one forward; 0: one for every physical core. PyTorch's are those of the whole process.
+    torch_compile
+        On a GPU, run the forwards of captured rounds through ``torch.compile``: see docs/gpu.md.
     capturing
         On a GPU, called before a round of a new shape is captured, which can take seconds, with a
         line that says so; it is captured in the context that this returns.
@@ -218,6 +220,7 @@ class Generator:
         max_length: int | None = None,
         mask_token_id: int | None = None,
         threads: int = 0,
+        torch_compile: bool = False,
         capturing: Callable[[str], AbstractContextManager[object]] = nullcontext,
     ) -> None:
         _check_choice("device", device, _DEVICES)
@@ -228,6 +231,14 @@ class Generator:
         self._target = self._open(target, max_length=max_length)
         self._target.probe()
         self._captures = device in _CAPTURING and self._target.loaded is not None
+        if torch_compile and not self._captures:
+            raise InvalidArgumentError(
+                "Only rounds that are captured are compiled",
+                "a model that PyTorch runs, and device cuda",
+                self._target.description,
+                "Leave torch_compile=False.",
+            )
+        self._torch_compile = torch_compile
         self._capturing = capturing
         self._text = self._target.text() if self._target.has_tokenizer else None
         self._lock = threading.RLock()
@@ -303,7 +314,12 @@ class Generator:
         from pard_rt.models.captured_executor import capture
 
         try:
-            return capture(self._target, draft, capturing=self._capturing)
+            return capture(
+                self._target,
+                draft,
+                torch_compile=self._torch_compile,
+                capturing=self._capturing,
+            )
         except RuntimeMissingError as error:
             instead = "Rounds are not captured: forwards run on the card one by one, slower"
             warnings.warn(FallbackWarning(instead, error), stacklevel=4)

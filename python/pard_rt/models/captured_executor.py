@@ -14,6 +14,7 @@ from collections.abc import Callable
 from collections.abc import Sequence as ListLike
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -36,6 +37,7 @@ from pard_rt._core import (
 )
 from pard_rt.errors import InvalidArgumentError, LogitsError, ModelError, RuntimeMissingError
 from pard_rt.loading import LoadedModel
+from pard_rt.models.compiling import compiling
 from pard_rt.models.static_model import StaticModel
 from pard_rt.models.torch_model import TorchModel
 
@@ -147,6 +149,7 @@ def capture(
     draft: OpenedModel | None = None,
     *,
     most_slots: int = 16,
+    torch_compile: bool = False,
     capturing: Capturing = nullcontext,
 ) -> CapturedExecutor:
     """Make the executor of opened models, with as many slots as there is memory for.
@@ -183,6 +186,7 @@ def capture(
         None if draft is None else draft.loaded,
         None if draft is None else draft.mask_token_id,
         max_batch_size=slots,
+        torch_compile=torch_compile,
         capturing=capturing,
     )
 
@@ -249,6 +253,8 @@ class CapturedExecutor(RoundExecutor):
         Tokens of a prompt that one forward takes.
     capture
         Capture rounds as graphs; by default on GPUs, nowhere else can it be done.
+    torch_compile
+        Run the forwards of rounds through ``torch.compile``, anew for every shape of a round.
     ahead
         Launch a round before the last one has been read.
     capturing
@@ -275,6 +281,7 @@ class CapturedExecutor(RoundExecutor):
         max_length: int | None = None,
         prefill_chunk: int = 512,
         capture: bool | None = None,
+        torch_compile: bool = False,
         ahead: bool = True,
         capturing: Capturing = nullcontext,
     ) -> None:
@@ -288,7 +295,8 @@ class CapturedExecutor(RoundExecutor):
         self._max_length = min(limit, max_length or limit)
         self._capacity = self._max_length + MAX_ROUND_ROWS
         self._kernels = KernelSet(*code_object_for(target.seam.device))  # or refused, before more
-        self._target = StaticModel(target, max_batch_size, self._capacity)
+        slots = self._num_slots = max_batch_size
+        self._target = StaticModel(target, slots, self._capacity, torch_compile=torch_compile)
         self._draft: StaticModel | None = None
         self._mask_token = 0
         device = self._device = self._target.device
@@ -300,11 +308,12 @@ class CapturedExecutor(RoundExecutor):
                     f"mask token {mask_token_id}, on {draft.seam.device}",
                     "Load both models on one device, and name the draft's mask token.",
                 )
-            self._draft = StaticModel(draft, max_batch_size, self._capacity)
+            self._draft = StaticModel(draft, slots, self._capacity, torch_compile=torch_compile)
             self._mask_token = mask_token_id
             check_compatible(self._target.info, self._draft.info)
         self._prefill_chunk = prefill_chunk
         self._capture = device.type == "cuda" if capture is None else capture
+        self._compiles = torch_compile
         self._ahead = ahead
         self._capturing = capturing
         if device.type == "cuda":
@@ -313,7 +322,6 @@ class CapturedExecutor(RoundExecutor):
         def ints(*shape: int, dtype: torch.dtype = torch.int32) -> Tensor:
             return torch.zeros(shape, dtype=dtype, device=device)
 
-        slots = self._num_slots = max_batch_size
         self._tokens = ints(slots, self._capacity)
         self._lengths = ints(slots, dtype=torch.int64)
         self._sampling = ints(slots, _SAMPLING_BYTES, dtype=torch.uint8)
@@ -526,27 +534,38 @@ class CapturedExecutor(RoundExecutor):
         }
 
     def _prepare(self, shape: _Shape) -> Callable[[], None]:
-        buffers = self._buffers(shape)
+        eager = partial(self._run, shape, self._buffers(shape))
+        run = partial(eager, compiled=self._compiles)
         if not self._capture:
-            return lambda: self._run(shape, buffers)
-        # Warm-up rounds are real ones: what they wrote lies behind the lengths, which are put back.
-        lengths = self._lengths.clone()
+            if self._compiles:
+                self._warm_up(eager, run)
+            return run
         side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
-            for _ in range(2):
-                self._run(shape, buffers)
-                self._lengths.copy_(lengths)
+            self._warm_up(eager, run, run)
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            self._run(shape, buffers)
+            run()
         return graph.replay
+
+    def _warm_up(self, *rounds: Callable[[], None]) -> None:
+        """Run real rounds: what they write lies behind the lengths, which are put back.
+
+        The first one makes the buffers of keys and values, which no compiled forward can.
+        """
+        models = [model.info.name for model in (self._draft, self._target) if model is not None]
+        lengths = self._lengths.clone()
+        with compiling(" and ".join(models)) if self._compiles else nullcontext():
+            for run in rounds:
+                run()
+                self._lengths.copy_(lengths)
 
     def _proposed(self, shape: _Shape, target_tokens: Tensor) -> None:
         """Let a subclass change the proposals, target_tokens[:, 1:], on the device."""
 
-    def _run(self, shape: _Shape, buffers: dict[str, Tensor]) -> None:
+    def _run(self, shape: _Shape, buffers: dict[str, Tensor], *, compiled: bool = False) -> None:
         k, first, slots = shape.num_proposals, shape.first, shape.num_slots
         stream = torch.cuda.current_stream().cuda_stream if self._device.type == "cuda" else 0
         state = {
@@ -594,6 +613,7 @@ class CapturedExecutor(RoundExecutor):
                 buffers["draft_rows"],
                 first=first,
                 context=shape.context,
+                compiled=compiled,
             )
             known = min(_num_tokens(self._draft.info), _num_tokens(target.info))
             choose_rows(logits, k, known, False)
@@ -605,6 +625,7 @@ class CapturedExecutor(RoundExecutor):
             rows,
             first=first,
             context=shape.context,
+            compiled=compiled,
         )
         choose_rows(logits, k + 1, target.info.vocab_size, True)
 

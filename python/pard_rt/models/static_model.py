@@ -103,6 +103,8 @@ class StaticModel:
         What `pard_rt.load` or `pard_rt.wrap` returned; adopted, as by `TorchModel`.
     num_slots, capacity
         Sequences there is room for, and positions of each.
+    torch_compile
+        Whether `forward` may be asked to run ``compiled``.
 
     Raises
     ------
@@ -110,13 +112,20 @@ class StaticModel:
         The module cannot be run this way.
     """
 
-    def __init__(self, loaded: LoadedModel, num_slots: int, capacity: int) -> None:
+    def __init__(
+        self, loaded: LoadedModel, num_slots: int, capacity: int, *, torch_compile: bool = False
+    ) -> None:
         facts = loaded.facts
         self._seam = loaded.seam
         self._seam.adopt(facts.max_length)
         self.device = self._seam.device
         self.num_embeddings = self._seam.num_embeddings
         self.cache = SlotCache(num_slots, capacity)
+        self._compiled = (
+            torch.compile(self._logits, fullgraph=True, dynamic=False)
+            if torch_compile
+            else self._logits
+        )
         self.info = ModelInfo(
             name=facts.name,
             vocab_size=facts.vocab_size,
@@ -126,7 +135,14 @@ class StaticModel:
         )
 
     def forward(
-        self, tokens: Tensor, positions: Tensor, rows: Tensor, *, first: int, context: int
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        rows: Tensor,
+        *,
+        first: int,
+        context: int,
+        compiled: bool = False,
     ) -> Tensor:
         """Run R tokens at given positions in each of m slots from `first` on.
 
@@ -136,6 +152,8 @@ class StaticModel:
             int64 [m, R], all positions below `context`.
         rows
             Which of the m * R rows logits are wanted for, int64 [n].
+        compiled
+            Run it compiled, which takes seconds once for every m, R, n, `first` and `context`.
 
         Returns
         -------
@@ -147,13 +165,9 @@ class StaticModel:
         ModelError
             The device has no memory left; what was there before still works.
         """
+        run = self._compiled if compiled else self._logits
         try:
-            return self._seam.logits(
-                tokens.view(1, -1),
-                positions.view(1, -1),
-                rows,
-                SlotRows(self.cache, first, positions, context),
-            )
+            return run(tokens, positions, rows, first, context)
         except torch.OutOfMemoryError as error:
             raise ModelError(
                 f"{self.info.name} ran out of the memory of {self.device}",
@@ -162,3 +176,9 @@ class StaticModel:
                 str(error).split(". ")[0],
                 "Pass a smaller max_length, decode fewer sequences together, or free the card.",
             ) from error
+
+    def _logits(
+        self, tokens: Tensor, positions: Tensor, rows: Tensor, first: int, context: int
+    ) -> Tensor:
+        attention = SlotRows(self.cache, first, positions, context)
+        return self._seam.logits(tokens.view(1, -1), positions.view(1, -1), rows, attention)
