@@ -321,7 +321,8 @@ class Generator:
                 capturing=self._capturing,
             )
         except RuntimeMissingError as error:
-            instead = "Rounds are not captured: forwards run on the card one by one, slower"
+            missed = "neither captured nor compiled" if self._torch_compile else "not captured"
+            instead = f"Rounds are {missed}: forwards run on the card one by one, slower"
             warnings.warn(FallbackWarning(instead, error), stacklevel=4)
             return None
 

@@ -108,7 +108,14 @@ def open_model(
         It cannot be opened, or not with that provider.
     """
     if not isinstance(source, (str, os.PathLike)):
-        return _open_module(source, backend, device, threads, is_target, max_length, mask_token_id)
+        if backend == "onnx":
+            raise InvalidArgumentError(
+                "A PyTorch module does not run in the backend onnx",
+                _FOLDERS[backend],
+                type(source).__name__,
+                "Leave the backend open.",
+            )
+        return _open_module(source, device, threads, is_target, max_length, mask_token_id)
     path = locate(source)
     kind = kind_of(path)
     if backend != "auto" and _BACKENDS[kind] != backend:
@@ -206,7 +213,6 @@ def _open_hugging_face(
 
 def _open_module(
     source: LoadedModel,
-    backend: Backend,
     device: str,
     threads: int,
     is_target: bool,
@@ -223,11 +229,11 @@ def _open_module(
             "Wrap a module of your own with pard_rt.wrap(module, max_length=...).",
         )
     name, there = source.facts.name, source.seam.device
-    if backend == "onnx" or device != there.type or threads < 0:
+    if device != there.type or threads < 0:
         raise InvalidArgumentError(
             f"The module {name} is run by PyTorch, where it is",
-            f"device {there.type}, a backend other than onnx, and 0 or more threads",
-            f"device {device}, backend {backend}, {threads} threads",
+            f"device {there.type}, and 0 or more threads",
+            f"device {device}, {threads} threads",
             f"Pass device='{there.type}', or move the module before it is wrapped.",
         )
     if max_length is not None and not is_target:
@@ -271,7 +277,8 @@ def _opened(
                 error.problem,
                 error.expected,
                 error.actual,
-                "A row may depend on the tokens up to it and on nothing else.",
+                "A row may depend on the tokens up to it and on nothing else, such as quantization "
+                "of all rows by one scale.",
             ) from error
 
     return OpenedModel(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -126,6 +128,35 @@ def test_a_tokenizer_gives_texts_ends_and_a_digest(kind: str) -> None:
     assert output.text == tokenizer.decode(output.token_ids, skip_special_tokens=True)
 
 
+def test_a_module_that_reads_values_cannot_be_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Looking(Rotary):
+        def forward(self, input_ids: Tensor, position_ids: Tensor, attend: Any) -> Tensor:
+            if capturing:
+                raise RuntimeError("operation not permitted when stream is capturing\nand more")
+            return super().forward(input_ids, position_ids, attend)
+
+    @contextmanager
+    def graph(_: object) -> Iterator[None]:
+        capturing.append(True)
+        yield
+
+    capturing: list[bool] = []
+    stream = SimpleNamespace(wait_stream=lambda _: None, cuda_stream=0)
+    for name, fake in (
+        ("Stream", lambda: stream),
+        ("current_stream", lambda: stream),
+        ("stream", lambda _: nullcontext()),
+        ("CUDAGraph", lambda: SimpleNamespace(replay=None)),
+        ("graph", graph),
+    ):
+        monkeypatch.setattr(torch.cuda, name, fake)
+    model = pard_rt.wrap(seeded(Looking(), 1), max_length=LIMIT, name="looking")
+    decoder = pard_rt.Decoder(CapturedExecutor(model, capture=True), max_batch_size=1)
+    decoder.add([1, 2, 3], max_new_tokens=8)
+    with pytest.raises(ModelError, match=r"looking cannot be captured.*got operation not perm"):
+        decoder.run()
+
+
 def test_slots_are_as_many_as_fit() -> None:
     executor = capture(open_model(rotary()), open_model(learned(), is_target=False), most_slots=3)
     assert executor.max_batch_size == 3
@@ -237,7 +268,7 @@ def test_a_generator_refuses_what_a_module_is_not() -> None:
         Generator(model.module)
     with pytest.raises(InvalidArgumentError, match="device='cpu'"):
         Generator(model, device="cuda")
-    with pytest.raises(InvalidArgumentError, match="backend"):
+    with pytest.raises(InvalidArgumentError, match="does not run in the backend onnx"):
         Generator(model, backend="onnx")
     with pytest.raises(InvalidArgumentError, match=r"1\.\.64.*got 65"):
         Generator(model, max_length=65)

@@ -35,7 +35,14 @@ from pard_rt._core import (
     choose,
     slot_sampling,
 )
-from pard_rt.errors import InvalidArgumentError, LogitsError, ModelError, RuntimeMissingError
+from pard_rt.errors import (
+    Error,
+    InvalidArgumentError,
+    LogitsError,
+    ModelError,
+    RuntimeMissingError,
+    first_line,
+)
 from pard_rt.loading import LoadedModel
 from pard_rt.models.compiling import compiling
 from pard_rt.models.static_model import StaticModel
@@ -546,18 +553,31 @@ class CapturedExecutor(RoundExecutor):
             self._warm_up(eager, run, run)
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            run()
+        try:
+            with torch.cuda.graph(graph):
+                run()
+        except Error:
+            raise
+        except RuntimeError as error:
+            raise ModelError(
+                f"A round of {self._models()} cannot be captured as a graph",
+                "modules that read no value of a tensor on the host",
+                first_line(error),
+                "Write such steps with tensors alone, as torch.where does.",
+            ) from error
         return graph.replay
+
+    def _models(self) -> str:
+        models = (self._draft, self._target)
+        return " and ".join(model.info.name for model in models if model is not None)
 
     def _warm_up(self, *rounds: Callable[[], None]) -> None:
         """Run real rounds: what they write lies behind the lengths, which are put back.
 
         The first one makes the buffers of keys and values, which no compiled forward can.
         """
-        models = [model.info.name for model in (self._draft, self._target) if model is not None]
         lengths = self._lengths.clone()
-        with compiling(" and ".join(models)) if self._compiles else nullcontext():
+        with compiling(self._models()) if self._compiles else nullcontext():
             for run in rounds:
                 run()
                 self._lengths.copy_(lengths)
