@@ -32,6 +32,7 @@ from pard_rt._core import (
 from pard_rt.cpp import get_cmake_dir
 from pard_rt.errors import (
     Error,
+    FallbackWarning,
     FolderError,
     IncompatibleModelsError,
     InvalidArgumentError,
@@ -44,6 +45,7 @@ from pard_rt.generator import Generator, Options, Output, Piece, Stats, Stream
 if TYPE_CHECKING:
     from pard_rt.exporter import export
     from pard_rt.loading import load
+    from pard_rt.models.own_module import wrap
     from pard_rt.models.torch_model import TorchModel
     from pard_rt.training.regenerate import regenerate
     from pard_rt.training.train import train
@@ -57,6 +59,7 @@ _LAZY = {
     "load": "pard_rt.loading",
     "regenerate": "pard_rt.training.regenerate",
     "train": "pard_rt.training.train",
+    "wrap": "pard_rt.models.own_module",
 }
 
 __all__ = [
@@ -64,6 +67,7 @@ __all__ = [
     "Decoder",
     "Drafter",
     "Error",
+    "FallbackWarning",
     "FolderContract",
     "FolderError",
     "ForwardItem",
@@ -100,6 +104,7 @@ __all__ = [
     "regenerate",
     "train",
     "verify",
+    "wrap",
 ]
 
 

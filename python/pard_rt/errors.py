@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = [
     "Error",
+    "FallbackWarning",
     "FolderError",
     "IncompatibleModelsError",
     "InvalidArgumentError",
@@ -55,6 +56,26 @@ class FolderError(Error, ValueError):
 
 class RuntimeMissingError(Error, RuntimeError):
     """ONNX Runtime was not found, is too old, or lacks the execution provider asked for."""
+
+
+class FallbackWarning(UserWarning):
+    """What was asked for is done, but in a slower way: what that means, and what was missing.
+
+    Parameters
+    ----------
+    instead : str
+        What is done.
+    error : Error
+        Why, and how to have it otherwise.
+    """
+
+    def __init__(self, instead: str, error: Error) -> None:
+        super().__init__(instead, error)
+        self.instead = instead
+        self.error = error
+
+    def __str__(self) -> str:
+        return f"{self.instead}. {self.error}"
 
 
 def first_line(error: BaseException) -> str:

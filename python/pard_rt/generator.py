@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
-import os
 import secrets
 import threading
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable
 from collections.abc import Sequence as ListLike
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args, overload
@@ -27,12 +28,19 @@ from pard_rt._core import (
     Sequence,
     TokenEvent,
 )
-from pard_rt.errors import IncompatibleModelsError, InvalidArgumentError
-from pard_rt.opening import Backend, OpenedModel, open_model
+from pard_rt.errors import (
+    FallbackWarning,
+    IncompatibleModelsError,
+    InvalidArgumentError,
+    RuntimeMissingError,
+)
+from pard_rt.opening import Backend, OpenedModel, Source, open_model
 from pard_rt.text import TextStream, TokenText
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+    from pard_rt.models.captured_executor import CapturedExecutor
 
 __all__ = [
     "Backend",
@@ -48,9 +56,9 @@ __all__ = [
 
 Method = Literal["auto", "pard", "draft", "plain"]
 Prompt = str | ListLike[int] | NDArray[np.integer[Any]]  # a text, or token ids [n]
-Source = str | os.PathLike[str]
 
 _DEVICES = ("cpu", "cuda", "migraphx", "rocm")
+_CAPTURING = ("cuda",)  # devices where PyTorch's rounds are graphs
 _DEMO_DRAFTS = {"auto": "demo/parallel", "pard": "demo/parallel", "draft": "demo/classic"}
 
 
@@ -149,8 +157,9 @@ class Generator:
     Parameters
     ----------
     target
-        An ONNX folder, a Hugging Face directory, or an id on the hub; ``"demo"`` is the small model
-        of Python source code that comes with the package.
+        An ONNX folder, a Hugging Face directory, or an id on the hub; a module of one's own, as
+        `pard_rt.wrap` returns it; ``"demo"`` is the small model of Python source code that comes
+        with the package.
     draft
         The same for a draft of the target's family. The demo has drafts of its own.
     method
@@ -161,8 +170,9 @@ class Generator:
         Proposals per round (K), 0..64.
     device
         ``"cpu"`` or ``"cuda"``, which is PyTorch's name for AMD's cards too: there a round is one
-        captured graph. For ONNX folders, one of ONNX Runtime's execution providers: ``"cuda"``,
-        ``"migraphx"`` or ``"rocm"``.
+        captured graph, except in classic drafting; without kernels for the card none is, which a
+        `FallbackWarning` says. For ONNX folders, one of ONNX Runtime's execution providers:
+        ``"cuda"``, ``"migraphx"`` or ``"rocm"``.
     backend
         ``"onnx"`` or ``"torch"`` refuses models that would run in the other.
     max_length
@@ -171,6 +181,11 @@ class Generator:
         The parallel draft's mask token, where its folder does not say it.
     threads
         Of one forward; 0: one for every physical core. PyTorch's are those of the whole process.
+    torch_compile
+        On a GPU, run the forwards of captured rounds through ``torch.compile``: see docs/gpu.md.
+    capturing
+        On a GPU, called before a round of a new shape is captured, which can take seconds, with a
+        line that says so; it is captured in the context that this returns.
 
     Attributes
     ----------
@@ -205,6 +220,8 @@ class Generator:
         max_length: int | None = None,
         mask_token_id: int | None = None,
         threads: int = 0,
+        torch_compile: bool = False,
+        capturing: Callable[[str], AbstractContextManager[object]] = nullcontext,
     ) -> None:
         _check_choice("device", device, _DEVICES)
         _check_choice("backend", backend, get_args(Backend))
@@ -213,7 +230,16 @@ class Generator:
         self._open = partial(open_model, backend=backend, device=device, threads=threads)
         self._target = self._open(target, max_length=max_length)
         self._target.probe()
-        self._captures = device != "cpu" and self._target.loaded is not None
+        self._captures = device in _CAPTURING and self._target.loaded is not None
+        if torch_compile and not self._captures:
+            raise InvalidArgumentError(
+                "Only rounds that are captured are compiled",
+                "a model that PyTorch runs, and device cuda",
+                self._target.description,
+                "Leave torch_compile=False.",
+            )
+        self._torch_compile = torch_compile
+        self._capturing = capturing
         self._text = self._target.text() if self._target.has_tokenizer else None
         self._lock = threading.RLock()
         self._draft_with(method, draft, num_speculative_tokens, mask_token_id)
@@ -260,24 +286,45 @@ class Generator:
         drafter: Drafter | None = None
         opened: OpenedModel | None = None
         if draft is not None and method != "plain":
-            opened = self._open(draft, is_target=False, mask_token_id=mask_token_id)
+            opened = self._open(
+                draft,
+                is_target=False,
+                max_length=self.max_length,
+                mask_token_id=mask_token_id,
+            )
             opened.probe()
             drafter = _drafter_of(opened, method)
         num_proposals = num_proposals if drafter is not None else 0
+        executor: CapturedExecutor | None = None
         if self._captures and not isinstance(drafter, AutoregressiveDrafter):
-            from pard_rt.models.captured_executor import capture
-
-            executor = capture(self._target, opened)
-            self.decoder = Decoder(
+            executor = self._captured(opened)
+        self.decoder = (
+            Decoder(self._target.model, drafter, num_speculative_tokens=num_proposals)
+            if executor is None
+            else Decoder(
                 executor,
                 num_speculative_tokens=num_proposals,
                 max_batch_size=executor.max_batch_size,
             )
-        else:
-            self.decoder = Decoder(
-                self._target.model, drafter, num_speculative_tokens=num_proposals
-            )
+        )
         self._rounds = _Rounds(self.decoder, self._lock)
+
+    def _captured(self, draft: OpenedModel | None) -> CapturedExecutor | None:
+        """Return what captures rounds; None, and a warning, without kernels for the card."""
+        from pard_rt.models.captured_executor import capture
+
+        try:
+            return capture(
+                self._target,
+                draft,
+                torch_compile=self._torch_compile,
+                capturing=self._capturing,
+            )
+        except RuntimeMissingError as error:
+            missed = "neither captured nor compiled" if self._torch_compile else "not captured"
+            instead = f"Rounds are {missed}: forwards run on the card one by one, slower"
+            warnings.warn(FallbackWarning(instead, error), stacklevel=4)
+            return None
 
     @property
     def num_speculative_tokens(self) -> int:
@@ -328,7 +375,7 @@ class Generator:
         InvalidArgumentError
             A prompt or a parameter cannot be decoded; nothing has been.
         FolderError
-            A prompt is a text, and the target has no tokenizer.
+            A prompt is a text, and the target's folder has no tokenizer.
         ModelError
             A model failed, or a row allowed no choice.
         """
@@ -555,7 +602,7 @@ def _drafter_of(draft: OpenedModel, method: Method) -> Drafter:
         return AutoregressiveDrafter(draft.model)
     if draft.mask_token_id is None:
         raise IncompatibleModelsError(
-            f"'{draft.path}' is no parallel draft",
+            f"'{draft.source}' is no parallel draft",
             "a mask token in its folder, or mask_token_id",
             "none",
             'Name the mask token it was trained with, or take method="draft".',

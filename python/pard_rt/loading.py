@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from pard_rt.errors import InvalidArgumentError, ModelError, first_line
 from pard_rt.hub import display_name, locate
 from pard_rt.models.quantized import quantized_error, refuse_unknown_method
 from pard_rt.models.requirements import require_decoder
+from pard_rt.models.seam import Seam, TransformersSeam
 from pard_rt.vocabulary import count_tokens, digest_vocabulary, special_token_ids
 
 _TOKENIZER_FILES = ("tokenizer.json", "vocab*", "*.model", "tekken.json")
@@ -44,12 +45,17 @@ class ModelFacts:
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A decoder ready to run: the transformers module, its tokenizer if any, and its facts."""
+    """A decoder ready to run: its module, its tokenizer if any, and its facts."""
 
     module: Any
-    config: Any
-    tokenizer: PreTrainedTokenizerBase | None
+    config: Any  # of transformers; None where `pard_rt.wrap` made this of a module
+    tokenizer: Any  # of transformers or tokenizers, or None
     facts: ModelFacts
+
+    @property
+    def seam(self) -> Seam:
+        """How the module is run."""
+        return TransformersSeam(self.module)
 
 
 def load(
@@ -59,6 +65,7 @@ def load(
     device: str | torch.device = "cpu",
     mask_token_id: int | None = None,
     max_length: int | None = None,
+    at_most: int | None = None,
     need_tokenizer: bool = True,
 ) -> LoadedModel:
     """Load a decoder-only language model.
@@ -75,6 +82,8 @@ def load(
         The parallel draft's mask token; overrides what the configuration says.
     max_length
         Most positions a sequence may have; by default and at most ``max_position_embeddings``.
+    at_most
+        Of a draft, the target's max_length: no sequence has more, whatever its own limit.
     need_tokenizer
         Whether a missing tokenizer is an error.
 
@@ -97,20 +106,49 @@ def load(
     tokenizer = load_tokenizer(name, needed=need_tokenizer)
     embedding_rows, vocab_size = _embedding_sizes(name, module)
     mask = read_mask_token(config, embedding_rows, mask_token_id)
-    vocabulary = {} if tokenizer is None else tokenizer.get_vocab()
-    textless = set() if tokenizer is None else special_token_ids(tokenizer)
-    textless |= set() if mask is None else {mask}
-    facts = ModelFacts(
-        name=display_name(folder.absolute()),
+    facts = facts_of(
+        display_name(folder.absolute()),
+        tokenizer,
         vocab_size=vocab_size,
-        num_tokens=count_tokens(vocabulary, mask) or vocab_size,
-        vocabulary_id=digest_vocabulary(vocabulary, textless),
-        max_length=_max_length(config, max_length),
+        max_length=_max_length(config, max_length, at_most),
         bos_token_id=_first(
             getattr(config, "bos_token_id", None), getattr(tokenizer, "bos_token_id", None)
         ),
         eos_token_ids=_eos_token_ids(name, config, tokenizer),
         mask_token_id=mask,
+    )
+    return LoadedModel(module, module.config, tokenizer, facts)
+
+
+def facts_of(
+    name: str,
+    tokenizer: Any,
+    *,
+    vocab_size: int,
+    max_length: int,
+    bos_token_id: int | None,
+    eos_token_ids: tuple[int, ...],
+    mask_token_id: int | None,
+) -> ModelFacts:
+    """Put a model's facts together with what its tokenizer says.
+
+    Raises
+    ------
+    ModelError
+        The tokenizer knows more tokens than there are logits.
+    """
+    vocabulary = {} if tokenizer is None else tokenizer.get_vocab()
+    textless = set() if tokenizer is None else special_token_ids(tokenizer)
+    textless |= set() if mask_token_id is None else {mask_token_id}
+    facts = ModelFacts(
+        name=name,
+        vocab_size=vocab_size,
+        num_tokens=count_tokens(vocabulary, mask_token_id) or vocab_size,
+        vocabulary_id=digest_vocabulary(vocabulary, textless),
+        max_length=max_length,
+        bos_token_id=bos_token_id,
+        eos_token_ids=eos_token_ids,
+        mask_token_id=mask_token_id,
     )
     if facts.num_tokens > vocab_size:
         raise ModelError(
@@ -119,7 +157,34 @@ def load(
             str(facts.num_tokens),
             "Use the tokenizer the model was trained with.",
         )
-    return LoadedModel(module, module.config, tokenizer, facts)
+    return facts
+
+
+def refit(
+    loaded: LoadedModel, *, max_length: int | None = None, mask_token_id: int | None = None
+) -> LoadedModel:
+    """Return a loaded model with a smaller max_length, or another mask token.
+
+    Raises
+    ------
+    InvalidArgumentError
+        One of them does not fit it.
+    """
+    facts = loaded.facts
+    if max_length is not None and not 1 <= max_length <= facts.max_length:
+        raise _unfit_length(facts.max_length, max_length)
+    if mask_token_id is not None:
+        read_mask_token(None, loaded.seam.num_embeddings, mask_token_id)
+    facts = facts_of(
+        facts.name,
+        loaded.tokenizer,
+        vocab_size=facts.vocab_size,
+        max_length=facts.max_length if max_length is None else max_length,
+        bos_token_id=facts.bos_token_id,
+        eos_token_ids=facts.eos_token_ids,
+        mask_token_id=facts.mask_token_id if mask_token_id is None else mask_token_id,
+    )
+    return replace(loaded, facts=facts)
 
 
 def _put(module: Any, name: str, device: str | torch.device) -> Any:
@@ -300,17 +365,23 @@ def load_tokenizer(name: str, *, needed: bool = True) -> PreTrainedTokenizerBase
     return tokenizer
 
 
-def _max_length(config: Any, asked: int | None) -> int:
+def _max_length(config: Any, asked: int | None, at_most: int | None) -> int:
     limit = getattr(config.get_text_config(), "max_position_embeddings", None)
     length = asked if asked is not None else limit
+    if at_most is not None:
+        length = at_most if length is None else min(length, at_most)
     if length is None or length < 1 or (limit is not None and length > limit):
-        raise InvalidArgumentError(
-            "Max_length does not fit the model",
-            f"1..{limit}" if limit else "a positive number: the configuration has no limit",
-            str(asked),
-            "Choose a length the model was trained for.",
-        )
+        raise _unfit_length(limit, asked)
     return int(length)
+
+
+def _unfit_length(limit: int | None, asked: int | None) -> InvalidArgumentError:
+    return InvalidArgumentError(
+        "Max_length does not fit the model",
+        f"1..{limit}" if limit else "a positive number: the configuration has no limit",
+        str(asked),
+        "Choose a length the model was trained for.",
+    )
 
 
 def _eos_token_ids(name: str, config: Any, tokenizer: Any) -> tuple[int, ...]:

@@ -9,10 +9,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from pard_rt._core import Model, ModelInfo, OnnxModel, ProbeReport, probe_model
-from pard_rt.errors import FolderError, InvalidArgumentError, RuntimeMissingError
+from pard_rt._core import Model, ModelInfo, OnnxModel, ProbeReport, probe_model, read_folder
+from pard_rt.errors import FolderError, InvalidArgumentError, ModelError, RuntimeMissingError
 from pard_rt.hub import locate
 from pard_rt.text import TokenText
 
@@ -21,23 +21,25 @@ if TYPE_CHECKING:
 
 Kind = Literal["onnx", "hugging face"]
 Backend = Literal["auto", "onnx", "torch"]
+Source: TypeAlias = "str | os.PathLike[str] | LoadedModel"  # a folder, a hub id, or a module
 
 _BACKENDS: dict[Kind, Backend] = {"onnx": "onnx", "hugging face": "torch"}
+_TORCH_DEVICES = ("cpu", "cuda")
 _FOLDERS: dict[Backend, str] = {"onnx": "an ONNX folder", "torch": "a Hugging Face directory"}
 
 
 @dataclass(frozen=True)
 class OpenedModel:
-    """A model and what its folder says about decoding with it."""
+    """A model and what its folder, or whoever wrapped it, says about decoding with it."""
 
-    path: Path
+    source: str  # its folder, or its name
     description: str
     model: Model
     info: ModelInfo
     mask_token_id: int | None
     eos_token_ids: tuple[int, ...]
     probe: Callable[[], ProbeReport]  # raises ModelError where rows disagree or do not rewind
-    text: Callable[[], TokenText]  # raises FolderError where there is no tokenizer
+    text: Callable[[], TokenText]  # raises Error where there is no tokenizer
     has_tokenizer: bool
     loaded: LoadedModel | None = None  # where PyTorch runs it
 
@@ -71,7 +73,7 @@ def kind_of(path: Path) -> Kind:
 
 
 def open_model(
-    source: str | os.PathLike[str],
+    source: Source,
     *,
     backend: Backend = "auto",
     device: str = "cpu",
@@ -85,7 +87,7 @@ def open_model(
     Parameters
     ----------
     source
-        An ONNX folder or a Hugging Face directory: see `locate`.
+        An ONNX folder or a Hugging Face directory: see `locate`; or a module that is loaded.
     backend
         "onnx" or "torch" refuses what would run in the other.
     device
@@ -95,7 +97,8 @@ def open_model(
     is_target
         Whether every row is to be exact, and a rejected proposal may not change other rows.
     max_length
-        Positions a sequence may have; the model's own limit by default and at most.
+        Positions a sequence may have; the model's own limit by default and at most. Of a draft
+        those of its target, even where its own limit is smaller.
     mask_token_id
         Of a parallel draft, over what the model says.
 
@@ -104,6 +107,15 @@ def open_model(
     Error
         It cannot be opened, or not with that provider.
     """
+    if not isinstance(source, (str, os.PathLike)):
+        if backend == "onnx":
+            raise InvalidArgumentError(
+                "A PyTorch module does not run in the backend onnx",
+                _FOLDERS[backend],
+                type(source).__name__,
+                "Leave the backend open.",
+            )
+        return _open_module(source, device, threads, is_target, max_length, mask_token_id)
     path = locate(source)
     kind = kind_of(path)
     if backend != "auto" and _BACKENDS[kind] != backend:
@@ -115,7 +127,7 @@ def open_model(
         )
     if kind == "onnx":
         return _open_onnx(path, device, threads, is_target, max_length, mask_token_id)
-    return _open_hugging_face(path, device, threads, max_length, mask_token_id)
+    return _open_hugging_face(path, device, threads, is_target, max_length, mask_token_id)
 
 
 def _open_onnx(
@@ -126,6 +138,8 @@ def _open_onnx(
     max_length: int | None,
     mask_token_id: int | None,
 ) -> OpenedModel:
+    if max_length is not None and not is_target:
+        max_length = min(max_length, read_folder(path).max_length)
     model = OnnxModel(
         path,
         provider=device,
@@ -141,7 +155,7 @@ def _open_onnx(
     if mask is not None:
         facts.append(f"mask token {mask}")
     return OpenedModel(
-        path=path,
+        source=str(path),
         description=", ".join(facts),
         model=model,
         info=model.info(),
@@ -154,9 +168,14 @@ def _open_onnx(
 
 
 def _open_hugging_face(
-    path: Path, device: str, threads: int, max_length: int | None, mask_token_id: int | None
+    path: Path,
+    device: str,
+    threads: int,
+    is_target: bool,
+    max_length: int | None,
+    mask_token_id: int | None,
 ) -> OpenedModel:
-    if device not in ("cpu", "cuda") or threads < 0:
+    if device not in _TORCH_DEVICES or threads < 0:
         raise InvalidArgumentError(
             f"'{path}' is a Hugging Face directory, which PyTorch runs",
             "device cpu, or cuda (AMD's cards too), and 0 or more threads",
@@ -167,8 +186,6 @@ def _open_hugging_face(
         import torch
 
         from pard_rt.loading import load
-        from pard_rt.models.probe import TOLERANCE
-        from pard_rt.models.torch_model import TorchModel
     hush_transformers()
     if device == "cuda" and not torch.cuda.is_available():
         raise RuntimeMissingError(
@@ -177,34 +194,101 @@ def _open_hugging_face(
             f"PyTorch {torch.__version__}",
             "Install PyTorch for your card (pytorch.org), or take device='cpu'.",
         )
-    if threads:
-        torch.set_num_threads(threads)
     loaded = load(
         path,
         device=device,
         mask_token_id=mask_token_id,
-        max_length=max_length,
+        max_length=max_length if is_target else None,
+        at_most=None if is_target else max_length,
         need_tokenizer=False,
     )
-    facts, dtype = loaded.facts, loaded.module.dtype
-    model = TorchModel(loaded)
-    described = ["Hugging Face directory", str(dtype).removeprefix("torch."), device]
-    if facts.mask_token_id is not None:
-        described.append(f"mask token {facts.mask_token_id}")
 
     def text() -> TokenText:
         if loaded.tokenizer is None:
-            return TokenText.of_folder(path, facts.num_tokens)  # says what is missing
-        return TokenText.of_tokenizer(loaded.tokenizer, facts.num_tokens)
+            return TokenText.of_folder(path, loaded.facts.num_tokens)  # says what is missing
+        return TokenText.of_tokenizer(loaded.tokenizer, loaded.facts.num_tokens)
+
+    return _opened(loaded, str(path), "Hugging Face directory", threads, text)
+
+
+def _open_module(
+    source: LoadedModel,
+    device: str,
+    threads: int,
+    is_target: bool,
+    max_length: int | None,
+    mask_token_id: int | None,
+) -> OpenedModel:
+    with requiring("torch", "A module is run by PyTorch; opening it"):
+        from pard_rt.loading import LoadedModel, refit
+    if not isinstance(source, LoadedModel):
+        raise InvalidArgumentError(
+            "This is no model",
+            "a folder, a hub id, or what pard_rt.wrap() or pard_rt.load() returned",
+            type(source).__name__,
+            "Wrap a module of your own with pard_rt.wrap(module, max_length=...).",
+        )
+    name, there = source.facts.name, source.seam.device
+    if device != there.type or threads < 0:
+        raise InvalidArgumentError(
+            f"The module {name} is run by PyTorch, where it is",
+            f"device {there.type}, and 0 or more threads",
+            f"device {device}, {threads} threads",
+            f"Pass device='{there.type}', or move the module before it is wrapped.",
+        )
+    if max_length is not None and not is_target:
+        max_length = min(max_length, source.facts.max_length)
+    loaded = refit(source, max_length=max_length, mask_token_id=mask_token_id)
+
+    def text() -> TokenText:
+        if loaded.tokenizer is None:
+            raise InvalidArgumentError(
+                f"{name} has no tokenizer to encode a prompt with",
+                "a tokenizer",
+                "none",
+                "Pass one to pard_rt.wrap(), or pass token ids.",
+            )
+        return TokenText.of_tokenizer(loaded.tokenizer, loaded.facts.num_tokens)
+
+    return _opened(loaded, name, "PyTorch module", threads, text)
+
+
+def _opened(
+    loaded: LoadedModel, source: str, kind: str, threads: int, text: Callable[[], TokenText]
+) -> OpenedModel:
+    import torch
+
+    from pard_rt.models.probe import TOLERANCE
+    from pard_rt.models.torch_model import TorchModel
+
+    if threads:
+        torch.set_num_threads(threads)
+    model = TorchModel(loaded)
+    dtype, mask = loaded.seam.dtype, loaded.facts.mask_token_id
+    described = [kind, str(dtype).removeprefix("torch."), loaded.seam.device.type]
+    if mask is not None:
+        described.append(f"mask token {mask}")
+
+    def probe() -> ProbeReport:
+        try:
+            return probe_model(model, tolerance=TOLERANCE.get(dtype, 0.1))
+        except ModelError as error:
+            raise ModelError(
+                error.problem,
+                error.expected,
+                error.actual,
+                "A row may depend on the tokens up to it and on nothing else, such as quantization "
+                "of all rows by one scale.",
+            ) from error
 
     return OpenedModel(
-        path=path,
+        source=source,
         description=", ".join(described),
         model=model,
         info=model.info(),
-        mask_token_id=facts.mask_token_id,
-        eos_token_ids=facts.eos_token_ids,
-        probe=lambda: probe_model(model, tolerance=TOLERANCE.get(dtype, 0.1)),
+        mask_token_id=mask,
+        eos_token_ids=loaded.facts.eos_token_ids,
+        probe=probe,
         text=text,
         has_tokenizer=loaded.tokenizer is not None,
         loaded=loaded,

@@ -66,7 +66,7 @@ class TokenText:
 
     @classmethod
     def of_tokenizer(cls, tokenizer: Any, num_tokens: int) -> TokenText:
-        """Take a transformers tokenizer.
+        """Take a tokenizer of transformers, or a `tokenizers.Tokenizer`.
 
         Raises
         ------
@@ -74,7 +74,7 @@ class TokenText:
             The bytes of its tokens cannot be told, as those of a slow tokenizer.
         """
         table = token_bytes(tokenizer, num_tokens)
-        return cls(tokenizer.backend_tokenizer, table)
+        return cls(getattr(tokenizer, "backend_tokenizer", tokenizer), table)
 
     def encode(self, text: str) -> list[int]:
         """Return a text's token ids, with what special tokens the tokenizer puts around it.

@@ -14,9 +14,18 @@ from pard_rt.errors import ModelError
 
 
 def special_token_ids(tokenizer: Any) -> set[int]:
-    """Ids of a transformers tokenizer's tokens that stand for no text."""
-    added: dict[int, Any] = tokenizer.added_tokens_decoder
-    return {*tokenizer.all_special_ids, *(i for i, token in added.items() if token.special)}
+    """Ids of a tokenizer's tokens that stand for no text; tokenizers as for `token_bytes`."""
+    special = {i for i, token in _added_tokens(tokenizer).items() if token.special}
+    return special | set(getattr(tokenizer, "all_special_ids", ()))
+
+
+def _added_tokens(tokenizer: Any) -> dict[int, Any]:
+    added: dict[int, Any] = (
+        tokenizer.get_added_tokens_decoder()
+        if isinstance(tokenizer, Tokenizer)
+        else tokenizer.added_tokens_decoder
+    )
+    return added
 
 
 def digest_vocabulary(vocabulary: Mapping[str, int], left_out: Collection[int] = ()) -> str:
@@ -52,17 +61,12 @@ def token_bytes(tokenizer: Any, count: int) -> list[bytes]:
     ModelError
         The tokenizer's decoder is neither byte-level nor of the SentencePiece kind.
     """
-    backend: Tokenizer | None
-    added: dict[int, Any]
-    if isinstance(tokenizer, Tokenizer):
-        backend, added = tokenizer, tokenizer.get_added_tokens_decoder()
-        special = {i for i, token in added.items() if token.special}
-    else:
-        backend, added = (
-            getattr(tokenizer, "backend_tokenizer", None),
-            tokenizer.added_tokens_decoder,
-        )
-        special = special_token_ids(tokenizer)
+    backend: Tokenizer | None = (
+        tokenizer
+        if isinstance(tokenizer, Tokenizer)
+        else getattr(tokenizer, "backend_tokenizer", None)
+    )
+    added, special = _added_tokens(tokenizer), special_token_ids(tokenizer)
     decoders = set() if backend is None else _decoder_types(json.loads(backend.to_str())["decoder"])
     if "ByteLevel" in decoders:
         to_byte = byte_level_alphabet()

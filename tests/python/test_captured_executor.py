@@ -177,14 +177,13 @@ def test_more_sequences_than_slots_are_refused(tiny_models: TinyModels) -> None:
 
 
 def test_opened_models_are_captured_together(tiny_models: TinyModels) -> None:
-    target = open_model(tiny_models.checkpoint("llama", seed=3))
-    draft = open_model(
-        tiny_models.checkpoint("llama", seed=3), is_target=False, mask_token_id=MASK_TOKEN_ID
-    )
+    checkpoint = tiny_models.checkpoint("llama", seed=3)
+    target = open_model(checkpoint)
+    draft = open_model(checkpoint, is_target=False, mask_token_id=MASK_TOKEN_ID)
     executor = capture(target, draft, most_slots=3)
     decoder = pard_rt.Decoder(executor, num_speculative_tokens=4, max_batch_size=3)
     assert executor.max_batch_size == 3
-    assert decode(decoder, GREEDY) == plain(target.path, GREEDY)
+    assert decode(decoder, GREEDY) == plain(checkpoint, GREEDY)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

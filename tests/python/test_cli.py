@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -392,9 +393,7 @@ def test_checks_that_fail(
 ) -> None:
     model = Moody()
     report = SimpleNamespace(single_rows=0.0, rewinding=0.0, rejected_rows=0.0, same_tokens=False)
-    opened = OpenedModel(
-        Path("moody"), "", model, model.info(), None, (), lambda: report, no_text, False
-    )
+    opened = OpenedModel("moody", "", model, model.info(), None, (), lambda: report, no_text, False)
     monkeypatch.setattr(check_module, "open_model", lambda *_, **__: opened)
     assert main(["check", "moody"]) == 1
     text = capsys.readouterr().out
@@ -417,7 +416,7 @@ def test_a_model_that_throws_fails_its_checks(
     def probe() -> ProbeReport:
         raise ModelError("it cannot be rewound", "0", "1", "export it again")
 
-    opened = OpenedModel(Path("broken"), "", model, model.info(), None, (), probe, no_text, False)
+    opened = OpenedModel("broken", "", model, model.info(), None, (), probe, no_text, False)
     monkeypatch.setattr(check_module, "open_model", lambda *_, **__: opened)
     assert main(["check", "broken"]) == 1
     text = capsys.readouterr().out
@@ -428,6 +427,7 @@ def test_a_model_that_throws_fails_its_checks(
 
 WITHOUT_TORCH = """
 import sys
+import time
 for name in ("torch", "transformers", "safetensors", "onnx", "onnx_ir", "onnxruntime"):
     sys.modules[name] = None
 from pard_rt.cli import main
@@ -513,6 +513,29 @@ def test_terminals_get_colour_and_progress(monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(FolderError), progress("slow"):
         raise FolderError("a", "b", "c", "d")
     assert terminal.getvalue().endswith("\rslow ... 0 s\x1b[K\r\x1b[K")
+
+
+def test_progress_inside_of_progress_and_behind_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setattr(output, "_PROGRESS_DELAY", 0.0)
+    monkeypatch.setattr(output, "_PROGRESS_INTERVAL", 0.001)
+
+    def wait_for(text: str) -> None:
+        end = time.monotonic() + 60
+        while not terminal.getvalue().endswith(text) and time.monotonic() < end:
+            time.sleep(0.001)
+        assert terminal.getvalue().endswith(text)
+
+    with progress("outer"):
+        wait_for("\router ... 0 s\x1b[K")
+        with progress("inner", behind_text=True):
+            wait_for("\rinner ... 0 s\x1b[K")
+        wait_for("\router ... 0 s\x1b[K")
+    terminal.write("once upon")
+    with progress("capturing", behind_text=True):
+        wait_for("\x1b7\x1b[?7l capturing ... 0 s\x1b[K\x1b[?7h\x1b8")
+    assert terminal.getvalue().endswith("\x1b8\x1b[K")
 
 
 def test_sizes() -> None:

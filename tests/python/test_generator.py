@@ -259,6 +259,41 @@ def test_what_does_not_fit_is_refused(
     )
 
 
+def test_a_draft_is_opened_for_no_longer_texts_than_its_target(tiny_models: TinyModels) -> None:
+    moving = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
+    moving["original_max_position_embeddings"] = 64
+    target = tiny_models.checkpoint("llama")
+    draft = tiny_models.checkpoint("llama", seed=1, mask_token=True, rope_parameters=moving)
+    with pytest.raises(ModelError, match=r"changes beyond 64 positions.*got 128"):
+        Generator(target, draft)
+    short = Generator(target, draft, max_length=64)
+    expected = Generator(target, max_length=64).generate("the rain", max_new_tokens=99)
+    for drafting in (short, short.with_method("draft", draft)):
+        output = drafting.generate("the rain", max_new_tokens=99)
+        assert output.token_ids == expected.token_ids
+        assert output.stats.counts.drafted > 0
+
+
+@pytest.mark.parametrize("kind", ["torch", "onnx", "wrapped"])
+def test_a_draft_with_fewer_positions_than_its_target_drafts_up_to_there(
+    kind: str, tiny_models: TinyModels
+) -> None:
+    options: Any = {"seed": 1, "mask_token": True, "max_position_embeddings": 48}
+    if kind == "onnx":
+        target, draft = (
+            tiny_models.folder("llama", "gqa"),
+            tiny_models.folder("llama", "gqa", **options),
+        )
+    else:
+        target, draft = tiny_models.checkpoint("llama"), tiny_models.checkpoint("llama", **options)
+    source: Any = pard_rt.load(draft) if kind == "wrapped" else draft
+    generator = Generator(target, source, num_speculative_tokens=4)
+    expected = Generator(target).generate("the rain", max_new_tokens=80, eos_token_ids=[])
+    output = generator.generate("the rain", max_new_tokens=80, eos_token_ids=[])
+    assert output.token_ids == expected.token_ids
+    assert 0 < output.stats.counts.drafted < 4 * 48
+
+
 def test_bad_requests_leave_nothing_behind(generator: Generator) -> None:
     for prompt, options, match in (
         ("", {}, "prompt"),

@@ -8,12 +8,15 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.metadata import version
+from typing import Any
 
-from pard_rt.cli.output import print_error
+from pard_rt.cli.output import print_error, print_warning
 from pard_rt.cpp import get_cmake_dir
-from pard_rt.errors import Error
+from pard_rt.errors import Error, FallbackWarning
 
 __all__ = ["main"]
 
@@ -47,7 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         given[:2] = [_REGENERATE]
     arguments = _parser().parse_args(given)
     try:
-        status = _run(arguments)
+        with warnings.catch_warnings():
+            warnings.showwarning = partial(_show_warning, warnings.showwarning)
+            status = _run(arguments)
         sys.stdout.flush()
     except Error as error:
         sys.stdout.flush()
@@ -59,6 +64,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     return status
+
+
+def _show_warning(otherwise: Callable[..., None], message: Any, *more: Any, **names: Any) -> None:
+    if isinstance(message, FallbackWarning):
+        print_warning(message)
+    else:
+        otherwise(message, *more, **names)
 
 
 def _run(arguments: argparse.Namespace) -> int:

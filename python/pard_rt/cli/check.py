@@ -67,22 +67,25 @@ def run_check(arguments: argparse.Namespace) -> int:
             "--num-speculative-tokens is out of range", "1 to 64", str(k), "8 suits most pairs."
         )
 
-    def opened(path: str, is_target: bool) -> OpenedModel:
+    def opened(path: str, is_target: bool, max_length: int | None = None) -> OpenedModel:
         with progress(f"opening {path}"):
             return open_model(
                 path,
                 device=arguments.device,
                 threads=arguments.threads,
                 is_target=is_target,
+                max_length=max_length,
             )
 
     target = opened(arguments.target, True)
-    draft = opened(arguments.draft, False) if arguments.draft is not None else None
+    draft = None
+    if arguments.draft is not None:
+        draft = opened(arguments.draft, False, target.info.max_length)
     prompts = _prompts(arguments, target)
 
-    print_field("target", f"{paint(str(target.path), 'bold')}  {target.description}", width=9)
+    print_field("target", f"{paint(target.source, 'bold')}  {target.description}", width=9)
     if draft is not None:
-        print_field("draft", f"{paint(str(draft.path), 'bold')}  {draft.description}", width=9)
+        print_field("draft", f"{paint(draft.source, 'bold')}  {draft.description}", width=9)
     print()
 
     verdicts, costs = _Verdicts(), _Costs()
@@ -170,7 +173,7 @@ def _check_tokenizers(
         print_verdict("note", "no draft", "a made-up one proposes, right three times of four")
         return True
     tokens = f"{_num_tokens(target.info)} tokens"
-    unknown = [m.path for m in (target, draft) if not m.info.vocabulary_id]
+    unknown = [m.source for m in (target, draft) if not m.info.vocabulary_id]
     if unknown:
         print_verdict("note", what, f"{tokens}; {unknown[0]} has no digest, so only numbers agree")
     else:
@@ -192,7 +195,7 @@ def _check_rows(verdicts: _Verdicts, role: str, model: OpenedModel, *, required:
     """Try rows alone and together; a draft may differ, since it only proposes."""
     what = f"{role}: rows agree"
     try:
-        with progress(f"trying {model.path}"):
+        with progress(f"trying {model.source}"):
             rows = model.probe()
     except ModelError as error:
         verdicts.fail(what, error.problem, *explain(error))

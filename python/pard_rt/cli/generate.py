@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from dataclasses import dataclass, field
+from functools import partial
 from statistics import median
 from typing import cast
 
@@ -45,6 +46,7 @@ def _open(arguments: argparse.Namespace) -> Generator:
             max_length=arguments.max_length,
             mask_token_id=arguments.mask_token_id,
             threads=arguments.threads,
+            capturing=partial(progress, behind_text=True),
         )
 
 

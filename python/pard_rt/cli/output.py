@@ -8,8 +8,9 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import ClassVar
 
-from pard_rt.errors import Error
+from pard_rt.errors import Error, FallbackWarning
 
 _COLOURS = {"ok": "32", "FAIL": "31", "note": "33", "bold": "1"}
 _PROGRESS_DELAY = 2.0  # seconds that need no explanation
@@ -43,6 +44,15 @@ def explain(error: Error) -> list[str]:
     return [f"expected: {error.expected}", f"got:      {error.actual}", error.remedy]
 
 
+def print_warning(warning: FallbackWarning) -> None:
+    """Print a warning to stderr as `print_error` prints errors, over a line of progress."""
+    error = warning.error
+    begin = "\r\x1b[K" if sys.stderr.isatty() else ""
+    lines = [f"{begin}pard-rt: {warning.instead}", f"  {error.problem}"]
+    lines += [f"  {line}" for line in explain(error)]
+    print("\n".join(lines), file=sys.stderr, flush=True)
+
+
 def print_error(error: Error) -> None:
     """Print an error to stderr, its parts on lines of their own."""
     lines = [f"pard-rt: {error.problem}", *(f"  {line}" for line in explain(error))]
@@ -62,6 +72,8 @@ def format_bytes(size: int) -> str:
 class Progress:
     """What is being done, for one line that shows once it takes longer than it should."""
 
+    current: ClassVar[Progress | None] = None  # the one that has the line
+
     def __init__(self, text: str) -> None:
         self.text = text
 
@@ -74,34 +86,48 @@ class Progress:
 
 
 @contextmanager
-def progress(text: str) -> Iterator[Progress]:
+def progress(text: str, *, behind_text: bool = False) -> Iterator[Progress]:
     """Say on stderr, if it is a terminal, what takes so long; the line goes when the block ends.
 
-    Inside the block, print through the object given; what it says may be changed there, too.
+    Inside the block, print through the object given; what it says may be changed there, too. A
+    block inside another has no line of its own, but says its text on the other's. With
+    `behind_text`, what stands on the line already stays.
     """
+    outer = Progress.current
+    if outer is not None:
+        before, outer.text = outer.text, text
+        try:
+            yield outer
+        finally:
+            outer.text = before
+        return
     shown = Progress(text)
     if not sys.stderr.isatty():
         yield shown
         return
     over = threading.Event()
-    thread = threading.Thread(target=_show, args=(shown, over), daemon=True)
+    thread = threading.Thread(target=_show, args=(shown, over, behind_text), daemon=True)
     thread.start()
+    Progress.current = shown
     try:
         yield shown
     finally:
+        Progress.current = None
         over.set()
         thread.join()
 
 
-def _show(shown: Progress, over: threading.Event) -> None:
+def _show(shown: Progress, over: threading.Event, behind_text: bool) -> None:
     start = time.monotonic()
     if over.wait(_PROGRESS_DELAY):
         return
+    # Behind text, cut off where the line ends, and the cursor is put back.
+    begin, end = ("\x1b7\x1b[?7l ", "\x1b[?7h\x1b8") if behind_text else ("\r", "")
     ended = False
     while not ended:
         seconds = time.monotonic() - start
-        sys.stderr.write(f"\r{shown.text} ... {seconds:.0f} s\x1b[K")
+        sys.stderr.write(f"{begin}{shown.text} ... {seconds:.0f} s\x1b[K{end}")
         sys.stderr.flush()
         ended = over.wait(_PROGRESS_INTERVAL)
-    sys.stderr.write("\r\x1b[K")
+    sys.stderr.write("\x1b[K" if behind_text else "\r\x1b[K")
     sys.stderr.flush()

@@ -29,7 +29,12 @@ def run_regenerate(arguments: argparse.Namespace) -> int:
 
         options = {name: getattr(arguments, name) for name in _NAMES}
         done = regenerate(
-            arguments.target, arguments.data, arguments.output, report=report, **options
+            arguments.target,
+            arguments.data,
+            arguments.output,
+            report=report,
+            capturing=progress,
+            **options,
         )
     print(paint(str(done.file), "bold"))
     print_field("lines", f"{done.lines}")

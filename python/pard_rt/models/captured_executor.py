@@ -12,9 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from collections.abc import Sequence as ListLike
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch import Tensor
@@ -33,12 +35,23 @@ from pard_rt._core import (
     choose,
     slot_sampling,
 )
-from pard_rt.errors import InvalidArgumentError, LogitsError, ModelError, RuntimeMissingError
+from pard_rt.errors import (
+    Error,
+    InvalidArgumentError,
+    LogitsError,
+    ModelError,
+    RuntimeMissingError,
+    first_line,
+)
 from pard_rt.loading import LoadedModel
+from pard_rt.models.compiling import compiling
 from pard_rt.models.static_model import StaticModel
+from pard_rt.models.torch_model import TorchModel
 
 if TYPE_CHECKING:
     from pard_rt.opening import OpenedModel
+
+Capturing: TypeAlias = "Callable[[str], AbstractContextManager[object]]"
 
 _SMALLEST_CONTEXT = 256  # buckets of positions looked at: this, twice this, ..
 _SAMPLING_BYTES = 32
@@ -139,24 +152,31 @@ def try_kernels(kernels: KernelSet, logits: Tensor) -> None:
 
 
 def capture(
-    target: OpenedModel, draft: OpenedModel | None = None, *, most_slots: int = 16
+    target: OpenedModel,
+    draft: OpenedModel | None = None,
+    *,
+    most_slots: int = 16,
+    torch_compile: bool = False,
+    capturing: Capturing = nullcontext,
 ) -> CapturedExecutor:
     """Make the executor of opened models, with as many slots as there is memory for.
 
     Raises
     ------
+    RuntimeMissingError
+        No driver, or no code object for the card.
     ModelError
         There is no room for one sequence of the target's max_length.
     Error
         See `CapturedExecutor`.
     """
     assert target.loaded is not None
-    per_slot = _bytes_per_position(target.loaded)
+    per_slot = _bytes_per_position(target)
     if draft is not None:
         assert draft.loaded is not None
-        per_slot += _bytes_per_position(draft.loaded)
+        per_slot += _bytes_per_position(draft)
     per_slot *= target.info.max_length + MAX_ROUND_ROWS
-    slots, device = most_slots, target.loaded.module.device
+    slots, device = most_slots, target.loaded.seam.device
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         slots = min(most_slots, int(0.8 * free) // per_slot)
@@ -173,14 +193,16 @@ def capture(
         None if draft is None else draft.loaded,
         None if draft is None else draft.mask_token_id,
         max_batch_size=slots,
+        torch_compile=torch_compile,
+        capturing=capturing,
     )
 
 
-def _bytes_per_position(loaded: LoadedModel) -> int:
-    config = loaded.config.get_text_config()
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return int(2 * config.num_hidden_layers * heads * dim * loaded.module.dtype.itemsize)
+def _bytes_per_position(opened: OpenedModel) -> int:
+    assert isinstance(opened.model, TorchModel)
+    assert opened.loaded is not None
+    layout, dtype = opened.model.layout, opened.loaded.seam.dtype
+    return 2 * layout.num_layers * layout.num_kv_heads * layout.head_dim * dtype.itemsize
 
 
 @dataclass(frozen=True)
@@ -191,6 +213,9 @@ class _Shape:
     first: int  # slot
     num_slots: int
     context: int
+
+    def __str__(self) -> str:
+        return f"K = {self.num_proposals}, {self.num_slots} slots, {self.context} positions"
 
 
 @dataclass
@@ -235,8 +260,13 @@ class CapturedExecutor(RoundExecutor):
         Tokens of a prompt that one forward takes.
     capture
         Capture rounds as graphs; by default on GPUs, nowhere else can it be done.
+    torch_compile
+        Run the forwards of rounds through ``torch.compile``, anew for every shape of a round.
     ahead
         Launch a round before the last one has been read.
+    capturing
+        Called with a line that says so, for a context to prepare a round of a new shape in: that
+        can take seconds.
 
     Raises
     ------
@@ -258,7 +288,9 @@ class CapturedExecutor(RoundExecutor):
         max_length: int | None = None,
         prefill_chunk: int = 512,
         capture: bool | None = None,
+        torch_compile: bool = False,
         ahead: bool = True,
+        capturing: Capturing = nullcontext,
     ) -> None:
         super().__init__()
         for name, value in (("max_batch_size", max_batch_size), ("prefill_chunk", prefill_chunk)):
@@ -269,32 +301,34 @@ class CapturedExecutor(RoundExecutor):
         limit = target.facts.max_length
         self._max_length = min(limit, max_length or limit)
         self._capacity = self._max_length + MAX_ROUND_ROWS
-        self._target = StaticModel(target, max_batch_size, self._capacity)
+        self._kernels = KernelSet(*code_object_for(target.seam.device))  # or refused, before more
+        slots = self._num_slots = max_batch_size
+        self._target = StaticModel(target, slots, self._capacity, torch_compile=torch_compile)
         self._draft: StaticModel | None = None
         self._mask_token = 0
         device = self._device = self._target.device
         if draft is not None:
-            if mask_token_id is None or draft.module.device != device:
+            if mask_token_id is None or draft.seam.device != device:
                 raise InvalidArgumentError(
                     "The draft cannot be captured with the target",
                     f"a mask token, and a draft on {device}",
-                    f"mask token {mask_token_id}, on {draft.module.device}",
+                    f"mask token {mask_token_id}, on {draft.seam.device}",
                     "Load both models on one device, and name the draft's mask token.",
                 )
-            self._draft = StaticModel(draft, max_batch_size, self._capacity)
+            self._draft = StaticModel(draft, slots, self._capacity, torch_compile=torch_compile)
             self._mask_token = mask_token_id
             check_compatible(self._target.info, self._draft.info)
         self._prefill_chunk = prefill_chunk
         self._capture = device.type == "cuda" if capture is None else capture
+        self._compiles = torch_compile
         self._ahead = ahead
-        self._kernels = KernelSet(*code_object_for(device))
+        self._capturing = capturing
         if device.type == "cuda":
             try_kernels(self._kernels, 3 * torch.randn(4, 1003, device=device))
 
         def ints(*shape: int, dtype: torch.dtype = torch.int32) -> Tensor:
             return torch.zeros(shape, dtype=dtype, device=device)
 
-        slots = self._num_slots = max_batch_size
         self._tokens = ints(slots, self._capacity)
         self._lengths = ints(slots, dtype=torch.int64)
         self._sampling = ints(slots, _SAMPLING_BYTES, dtype=torch.uint8)
@@ -413,7 +447,8 @@ class CapturedExecutor(RoundExecutor):
 
     def _fly(self, shape: _Shape) -> _Flight:
         if shape not in self._rounds:
-            self._rounds[shape] = self._prepare(shape)
+            with self._capturing(f"capturing rounds: {shape}"):
+                self._rounds[shape] = self._prepare(shape)
         self._rounds[shape]()
         return self._send(shape)
 
@@ -506,27 +541,51 @@ class CapturedExecutor(RoundExecutor):
         }
 
     def _prepare(self, shape: _Shape) -> Callable[[], None]:
-        buffers = self._buffers(shape)
+        eager = partial(self._run, shape, self._buffers(shape))
+        run = partial(eager, compiled=self._compiles)
         if not self._capture:
-            return lambda: self._run(shape, buffers)
-        # Warm-up rounds are real ones: what they wrote lies behind the lengths, which are put back.
-        lengths = self._lengths.clone()
+            if self._compiles:
+                self._warm_up(eager, run)
+            return run
         side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
-            for _ in range(2):
-                self._run(shape, buffers)
-                self._lengths.copy_(lengths)
+            self._warm_up(eager, run, run)
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self._run(shape, buffers)
+        try:
+            with torch.cuda.graph(graph):
+                run()
+        except Error:
+            raise
+        except RuntimeError as error:
+            raise ModelError(
+                f"A round of {self._models()} cannot be captured as a graph",
+                "modules that read no value of a tensor on the host",
+                first_line(error),
+                "Write such steps with tensors alone, as torch.where does.",
+            ) from error
         return graph.replay
+
+    def _models(self) -> str:
+        models = (self._draft, self._target)
+        return " and ".join(model.info.name for model in models if model is not None)
+
+    def _warm_up(self, *rounds: Callable[[], None]) -> None:
+        """Run real rounds: what they write lies behind the lengths, which are put back.
+
+        The first one makes the buffers of keys and values, which no compiled forward can.
+        """
+        lengths = self._lengths.clone()
+        with compiling(self._models()) if self._compiles else nullcontext():
+            for run in rounds:
+                run()
+                self._lengths.copy_(lengths)
 
     def _proposed(self, shape: _Shape, target_tokens: Tensor) -> None:
         """Let a subclass change the proposals, target_tokens[:, 1:], on the device."""
 
-    def _run(self, shape: _Shape, buffers: dict[str, Tensor]) -> None:
+    def _run(self, shape: _Shape, buffers: dict[str, Tensor], *, compiled: bool = False) -> None:
         k, first, slots = shape.num_proposals, shape.first, shape.num_slots
         stream = torch.cuda.current_stream().cuda_stream if self._device.type == "cuda" else 0
         state = {
@@ -574,6 +633,7 @@ class CapturedExecutor(RoundExecutor):
                 buffers["draft_rows"],
                 first=first,
                 context=shape.context,
+                compiled=compiled,
             )
             known = min(_num_tokens(self._draft.info), _num_tokens(target.info))
             choose_rows(logits, k, known, False)
@@ -585,6 +645,7 @@ class CapturedExecutor(RoundExecutor):
             rows,
             first=first,
             context=shape.context,
+            compiled=compiled,
         )
         choose_rows(logits, k + 1, target.info.vocab_size, True)
 

@@ -73,16 +73,27 @@ def adopt(module: Any, max_length: int) -> CacheLayout:
     refuse_layers(config)
     refuse_moving_rope(config, max_length)
     config._attn_implementation = ATTENTION_NAME
-    try:
+    with running_as_decoder(
+        type(module).__name__,
+        "logits of token ids at given positions, by attention of transformers' registry",
+        "Use another architecture.",
+    ):
         return _compare_with_eager(module, max_length)
+
+
+@contextmanager
+def running_as_decoder(name: str, expected: str, remedy: str) -> Iterator[None]:
+    """Turn whatever a module raises inside the block into an error that says what was tried."""
+    try:
+        yield
     except Error:
         raise
-    except Exception as error:  # every architecture has its own
+    except Exception as error:  # every module has its own
         raise ModelError(
-            f"{type(module).__name__} does not run as pard-rt runs decoders",
-            "logits of token ids at given positions, by attention of transformers' registry",
+            f"{name} does not run as pard-rt runs decoders",
+            expected,
             f"{type(error).__name__}: {first_line(error)}",
-            "Use another architecture.",
+            remedy,
         ) from error
 
 
@@ -93,18 +104,39 @@ def _own_config(module: nn.Module) -> None:
             part.config = copy.deepcopy(part.config, copies)
 
 
-class _Recorder:
-    """Passes calls on, remembering what each layer asked for."""
+class Recorder:
+    """An `Attention` that passes calls on, remembering what each layer asked for."""
 
     def __init__(self, inner: PackedRows) -> None:
         self._inner = inner
         self.calls: dict[int, AttentionCall] = {}
-        self.shapes: set[tuple[int, int]] = set()
+        self.shapes: set[tuple[int, int]] = set()  # (heads, size) of keys and values
 
     def attend(self, call: AttentionCall, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """See `Attention.attend`."""
         self.calls[call.layer] = call
         self.shapes |= {(x.shape[2], x.shape[3]) for x in (key, value)}
         return self._inner.attend(call, query, key, value)
+
+
+def layout_of(name: str, seen: Recorder) -> CacheLayout:
+    """Return the layout of a module's cache, by the calls of one forward.
+
+    Raises
+    ------
+    ModelError
+        Layers differ in shape, or there is none.
+    """
+    if len(seen.shapes) != 1:
+        raise ModelError(
+            f"{name}: keys and values differ in shape between layers or from each other",
+            "one (heads, size) for all",
+            str(sorted(seen.shapes) or "no layer that attends"),
+            "Use another architecture.",
+        )
+    ((num_kv_heads, head_dim),) = seen.shapes
+    windows = tuple(seen.calls[layer].sliding_window for layer in sorted(seen.calls))
+    return CacheLayout(len(windows), num_kv_heads, head_dim, windows)
 
 
 def probe_tokens(module: Any, count: int) -> Tensor:
@@ -123,10 +155,10 @@ def _compare_with_eager(module: Any, max_length: int) -> CacheLayout:
         expected = module(input_ids=tokens, position_ids=positions, use_cache=False).logits[0]
 
     cache = SequenceCache(length)
-    seen: list[_Recorder] = []
+    seen: list[Recorder] = []
     rows = []
     for start, stop in ((0, _PREFILL), (_PREFILL, length)):
-        recorder = _Recorder(PackedRows([Segment(cache, start, 0, stop - start)]))
+        recorder = Recorder(PackedRows([Segment(cache, start, 0, stop - start)]))
         with attending(recorder):
             out = module(
                 input_ids=tokens[:, start:stop],
@@ -136,6 +168,7 @@ def _compare_with_eager(module: Any, max_length: int) -> CacheLayout:
         rows.append(out.logits[0])
         seen.append(recorder)
     _refuse_bypass(module, seen[1], max_length)
+    layout = layout_of(type(module).__name__, seen[1])
 
     actual = torch.cat(rows).float()
     error = ((actual - expected).abs().max() / expected.abs().max()).item()
@@ -148,22 +181,17 @@ def _compare_with_eager(module: Any, max_length: int) -> CacheLayout:
             "Its attention does something of its own, or its quantized weights make a row depend "
             "on others; use other weights or another architecture.",
         )
-    (num_kv_heads, head_dim), *_ = seen[1].shapes
-    windows = tuple(seen[1].calls[layer].sliding_window for layer in sorted(seen[1].calls))
-    return CacheLayout(len(windows), num_kv_heads, head_dim, windows)
+    return layout
 
 
-def _refuse_bypass(module: Any, seen: _Recorder, max_length: int) -> None:
-    """Refuse modules with layers, windows or shapes that do not come through the seam."""
+def _refuse_bypass(module: Any, seen: Recorder, max_length: int) -> None:
+    """Refuse modules with layers or windows that do not come through the seam."""
     config = module.config.get_text_config()
     layers = config.num_hidden_layers
     remedy = "Use another architecture."
     if sorted(seen.calls) != list(range(layers)):
         problem = "some layers do not call their attention through transformers' registry"
         expected, actual = f"layers 0..{layers - 1}", f"layers {sorted(seen.calls)}"
-    elif len(seen.shapes) != 1:
-        problem = "keys and values differ in shape between layers or from each other"
-        expected, actual = "one (heads, size) for all", str(sorted(seen.shapes))
     elif silent := _silent_windows(config, seen, max_length):
         problem = "a sliding window is applied where pard-rt cannot see it"
         expected, actual = "sliding_window passed to the attention", f"none in layers {silent}"
@@ -173,7 +201,7 @@ def _refuse_bypass(module: Any, seen: _Recorder, max_length: int) -> None:
     raise ModelError(f"{type(module).__name__}: {problem}", expected, actual, remedy)
 
 
-def _silent_windows(config: Any, seen: _Recorder, max_length: int) -> list[int]:
+def _silent_windows(config: Any, seen: Recorder, max_length: int) -> list[int]:
     """Layers with a window, as transformers' caches know them, of which the attention was not told.
 
     Their masks apply it, which the seam replaces by its own, or their caches do.

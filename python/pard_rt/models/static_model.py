@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from pard_rt._core import ModelInfo
 from pard_rt.errors import ModelError
 from pard_rt.loading import LoadedModel
-from pard_rt.models.attention import AttentionCall, attending, softmax_scores
-from pard_rt.models.probe import adopt
+from pard_rt.models.attention import AttentionCall, softmax_scores
 
 
 class SlotCache:
@@ -101,23 +100,32 @@ class StaticModel:
     Parameters
     ----------
     loaded
-        What `pard_rt.loading.load` returned; the module is adopted, as by `TorchModel`.
+        What `pard_rt.load` or `pard_rt.wrap` returned; adopted, as by `TorchModel`.
     num_slots, capacity
         Sequences there is room for, and positions of each.
+    torch_compile
+        Whether `forward` may be asked to run ``compiled``.
 
     Raises
     ------
     ModelError
-        The module's attention cannot be honoured.
+        The module cannot be run this way.
     """
 
-    def __init__(self, loaded: LoadedModel, num_slots: int, capacity: int) -> None:
+    def __init__(
+        self, loaded: LoadedModel, num_slots: int, capacity: int, *, torch_compile: bool = False
+    ) -> None:
         facts = loaded.facts
-        adopt(loaded.module, facts.max_length)
-        self.module = loaded.module
-        self.device = loaded.module.device
-        self.num_embeddings = int(loaded.module.get_input_embeddings().weight.shape[0])
+        self._seam = loaded.seam
+        self._seam.adopt(facts.max_length)
+        self.device = self._seam.device
+        self.num_embeddings = self._seam.num_embeddings
         self.cache = SlotCache(num_slots, capacity)
+        self._compiled = (
+            torch.compile(self._logits, fullgraph=True, dynamic=False)
+            if torch_compile
+            else self._logits
+        )
         self.info = ModelInfo(
             name=facts.name,
             vocab_size=facts.vocab_size,
@@ -127,7 +135,14 @@ class StaticModel:
         )
 
     def forward(
-        self, tokens: Tensor, positions: Tensor, rows: Tensor, *, first: int, context: int
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        rows: Tensor,
+        *,
+        first: int,
+        context: int,
+        compiled: bool = False,
     ) -> Tensor:
         """Run R tokens at given positions in each of m slots from `first` on.
 
@@ -137,6 +152,8 @@ class StaticModel:
             int64 [m, R], all positions below `context`.
         rows
             Which of the m * R rows logits are wanted for, int64 [n].
+        compiled
+            Run it compiled, which takes seconds once for every m, R, n, `first` and `context`.
 
         Returns
         -------
@@ -148,14 +165,9 @@ class StaticModel:
         ModelError
             The device has no memory left; what was there before still works.
         """
+        run = self._compiled if compiled else self._logits
         try:
-            with attending(SlotRows(self.cache, first, positions, context)):
-                out = self.module(
-                    input_ids=tokens.view(1, -1),
-                    position_ids=positions.view(1, -1),
-                    use_cache=False,
-                    logits_to_keep=rows,
-                )
+            return run(tokens, positions, rows, first, context)
         except torch.OutOfMemoryError as error:
             raise ModelError(
                 f"{self.info.name} ran out of the memory of {self.device}",
@@ -164,5 +176,9 @@ class StaticModel:
                 str(error).split(". ")[0],
                 "Pass a smaller max_length, decode fewer sequences together, or free the card.",
             ) from error
-        logits: Tensor = out.logits[0]
-        return logits
+
+    def _logits(
+        self, tokens: Tensor, positions: Tensor, rows: Tensor, first: int, context: int
+    ) -> Tensor:
+        attention = SlotRows(self.cache, first, positions, context)
+        return self._seam.logits(tokens.view(1, -1), positions.view(1, -1), rows, attention)

@@ -1,4 +1,4 @@
-"""`TorchModel`: a transformers decoder as a `Model`, on any PyTorch device."""
+"""`TorchModel`: a decoder in PyTorch as a `Model`, on any PyTorch device."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from torch import Tensor
 from pard_rt._core import ForwardItem, Model, ModelInfo
 from pard_rt.errors import InvalidArgumentError
 from pard_rt.loading import LoadedModel
-from pard_rt.models.attention import PackedRows, Segment, SequenceCache, attending
-from pard_rt.models.probe import adopt
+from pard_rt.models.attention import PackedRows, Segment, SequenceCache
 
 
 class TorchModel(Model):
@@ -25,22 +24,22 @@ class TorchModel(Model):
     Parameters
     ----------
     loaded
-        What `pard_rt.loading.load` returned. The module is adopted: its attention goes through
-        pard-rt from now on, proven equal to eager attention here.
+        What `pard_rt.load` or `pard_rt.wrap` returned. The module is adopted: the attention of a
+        transformers one goes through pard-rt from now on, proven equal to eager attention here.
 
     Raises
     ------
     ModelError
-        The module's attention cannot be honoured (see `pard_rt.models.probe.adopt`).
+        The module cannot be run this way (see `pard_rt.models.seam.Seam.adopt`).
     """
 
     def __init__(self, loaded: LoadedModel) -> None:
         super().__init__()
         facts = loaded.facts
-        self.layout = adopt(loaded.module, facts.max_length)
-        self._module = loaded.module
-        self._device = loaded.module.device
-        self._num_embeddings = loaded.module.get_input_embeddings().weight.shape[0]
+        self._seam = loaded.seam
+        self.layout = self._seam.adopt(facts.max_length)
+        self._device = self._seam.device
+        self._num_embeddings = self._seam.num_embeddings
         self._caches: dict[int, SequenceCache] = {}
         self._info = ModelInfo(
             name=facts.name,
@@ -91,15 +90,11 @@ class TorchModel(Model):
             start = stop
         if start == 0:
             return None
-        rows = np.concatenate(wanted)
-        with attending(PackedRows(segments)):
-            out = self._module(
-                input_ids=self._row(tokens)[None],
-                position_ids=self._row(positions)[None],
-                use_cache=False,
-                logits_to_keep=torch.from_numpy(rows).to(self._device),
-            )
-        return out.logits[0].cpu() if len(rows) else None
+        rows = self._row(wanted)
+        logits = self._seam.logits(
+            self._row(tokens)[None], self._row(positions)[None], rows, PackedRows(segments)
+        )
+        return logits.cpu() if len(rows) else None
 
     def release(self, sequence: int) -> None:
         """Free what is kept for a sequence; unknown ids are ignored."""

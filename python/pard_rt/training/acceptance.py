@@ -9,7 +9,6 @@ import torch
 
 from pard_rt._core import Decoder, ParallelDrafter
 from pard_rt.errors import InvalidArgumentError
-from pard_rt.hub import display_name
 from pard_rt.loading import LoadedModel
 from pard_rt.models.torch_model import TorchModel
 from pard_rt.opening import OpenedModel
@@ -120,7 +119,7 @@ class Acceptance:
             module.train()
         counts = decoder.counts
         return MeasuredAcceptance(
-            display_name(self._target.path.absolute()),
+            self._target.info.name,
             self._k,
             counts.mean_tokens_per_round,
             [a / d for a, d in zip(counts.accepted_at, counts.drafted_at, strict=True)],

@@ -1,0 +1,91 @@
+"""Where transformers' modules and modules of one's own meet: run with an attention of ours."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from pard_rt.models.attention import Attention, attending
+from pard_rt.models.probe import CacheLayout, adopt
+
+
+class Seam(Protocol):
+    """A decoder's module, as `TorchModel` and `StaticModel` run it."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        ...
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of its weights, its keys and its values."""
+        ...
+
+    @property
+    def num_embeddings(self) -> int:
+        """Token ids it can be fed: 0 to one less."""
+        ...
+
+    def adopt(self, max_length: int) -> CacheLayout:
+        """Prove, for texts of up to `max_length` positions, that the module can be run this way.
+
+        Raises
+        ------
+        ModelError
+            It cannot.
+        """
+        ...
+
+    def logits(
+        self, tokens: Tensor, positions: Tensor, rows: Tensor, attention: Attention
+    ) -> Tensor:
+        """Run tokens int64 [1, R] at positions [1, R]; `attention` knows whose rows they are.
+
+        Returns
+        -------
+        Tensor
+            Logits [n, vocab_size] of `rows`, int64 [n]; n may be 0.
+        """
+        ...
+
+
+class TransformersSeam:
+    """The `Seam` of a transformers ``PreTrainedModel``, whose attention is in a registry."""
+
+    def __init__(self, module: Any) -> None:
+        self._module = module
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        device: torch.device = self._module.device
+        return device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of its weights."""
+        dtype: torch.dtype = self._module.dtype
+        return dtype
+
+    @property
+    def num_embeddings(self) -> int:
+        """Rows of its embedding."""
+        return int(self._module.get_input_embeddings().weight.shape[0])
+
+    def adopt(self, max_length: int) -> CacheLayout:
+        """See `pard_rt.models.probe.adopt`."""
+        return adopt(self._module, max_length)
+
+    def logits(
+        self, tokens: Tensor, positions: Tensor, rows: Tensor, attention: Attention
+    ) -> Tensor:
+        """See `Seam.logits`."""
+        with attending(attention):
+            out = self._module(
+                input_ids=tokens, position_ids=positions, use_cache=False, logits_to_keep=rows
+            )
+        logits: Tensor = out.logits[0]
+        return logits
