@@ -42,8 +42,9 @@ test-cpp: setup build/graphs
 build/graphs: $(VENV)/installed tests/cpp/onnx/make_graphs.py
 	$(BIN)/python tests/cpp/onnx/make_graphs.py $@
 
+# The models of the tests are too small for several threads; whole files run side by side.
 test-python: $(VENV)/installed
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 fuzz: setup
 	@if clang=$$(tools/find_clang.sh); then \
