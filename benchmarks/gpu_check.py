@@ -32,24 +32,25 @@ from gpu_page import page
 from gpu_steps import Step, Steps
 
 ROOT = Path(__file__).resolve().parent.parent
+OUT = {False: ROOT / "docs/benchmarks/gpu", True: ROOT / "build/gpu-check"}
 LIMIT_S = 480
 
 
 class Results:
     """What is known of a card: a file that is whole at any time, and its page."""
 
-    def __init__(self, folder: Path, dry_run: bool) -> None:
+    def __init__(self, folder: Path, plan: list[Step], dry_run: bool) -> None:
         self.card = "a CPU (dry run)" if dry_run else torch.cuda.get_device_name()
         packages = ("pard-rt", "torch", "transformers")
         self.versions = ", ".join(f"{name} {version(name)}" for name in packages)
         name = "dry-run" if dry_run else re.sub(r"[^a-z0-9]+", "-", self.card.lower())
         self._file = folder / f"{name}.json"
-        self._head = {"card": self.card, "versions": self.versions, "dry run": dry_run}
+        self._head = {"card": self.card, "dry run": dry_run, "plan": [step.name for step in plan]}
 
     def load(self) -> Json:
         """Read all steps; there may be none."""
         kept: Json = json.loads(self._file.read_text("utf-8")) if self._file.exists() else {}
-        return self._head | {"steps": kept.get("steps", {})}
+        return self._head | {"versions": self.versions, "steps": kept.get("steps", {})}
 
     def done(self, step: Step) -> bool:
         """Whether a step was done, with the packages that are installed."""
@@ -103,7 +104,7 @@ def main() -> None:
     """Run the steps that are not done yet."""
     parser = argparse.ArgumentParser(description="Check and measure pard-rt on a GPU.")
     parser.add_argument("--step", help="only this one, done or not, in this process")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs/benchmarks/gpu")
+    parser.add_argument("--out", type=Path, help="a folder for the results")
     parser.add_argument("--dry-run", action="store_true", help="tiny models on the CPU")
     parser.add_argument("--soak-seconds", type=float, help="3600; 2 on a dry run")
     given = parser.parse_args()
@@ -111,14 +112,15 @@ def main() -> None:
         parser.error("PyTorch finds no GPU. --dry-run walks through all steps without one.")
     soak_seconds = given.soak_seconds or (2 if given.dry_run else 3600)
     steps = Steps(given.dry_run, soak_seconds).all()
-    results = Results(given.out, given.dry_run)
+    results = Results(given.out or OUT[given.dry_run], steps, given.dry_run)
     if given.step is not None:
         chosen = [step for step in steps if step.name == given.step]
         if not chosen:
             parser.error(f"There is no such step. There are {[step.name for step in steps]}.")
         raise SystemExit(not run_here(chosen[0], results))
-    arguments = ["--out", str(given.out), "--soak-seconds", str(soak_seconds)]
+    arguments = ["--soak-seconds", str(soak_seconds)]
     arguments += ["--dry-run"] if given.dry_run else []
+    arguments += ["--out", str(given.out)] if given.out else []
     waiting = [step for step in steps if not results.done(step)]
     succeeded = [run_apart(step, results, arguments) for step in waiting]
     raise SystemExit(not all(succeeded))

@@ -52,8 +52,9 @@ def check(*arguments: str) -> int:
 def dry(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Every step run dry, in this process."""
     folder = tmp_path_factory.mktemp("dry")
-    results = Results(folder, dry_run=True)
-    assert all(run_here(step, results) for step in Steps(dry_run=True, soak_seconds=0.5).all())
+    steps = Steps(dry_run=True, soak_seconds=0.5).all()
+    results = Results(folder, steps, dry_run=True)
+    assert all(run_here(step, results) for step in steps)
     return folder
 
 
@@ -128,7 +129,7 @@ def test_done_steps_are_kept_and_failed_ones_run_again(dry: Path, tmp_path: Path
 
 
 def test_what_other_packages_gave_is_not_done(tmp_path: Path) -> None:
-    results, step = Results(tmp_path, dry_run=True), Step("kernels", 1, dict)
+    results, step = Results(tmp_path, [], dry_run=True), Step("kernels", 1, dict)
     run_here(step, results)
     assert results.done(step)
     results.versions = "torch 9"
@@ -136,7 +137,7 @@ def test_what_other_packages_gave_is_not_done(tmp_path: Path) -> None:
 
 
 def test_a_step_that_fails_is_noted(tmp_path: Path) -> None:
-    results = Results(tmp_path, dry_run=True)
+    results = Results(tmp_path, [], dry_run=True)
 
     def fail() -> Json:
         raise RuntimeError("no such luck")
@@ -149,7 +150,7 @@ def test_a_step_that_fails_is_noted(tmp_path: Path) -> None:
 def test_a_process_that_dies_or_hangs_is_noted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    results = Results(tmp_path, dry_run=True)
+    results = Results(tmp_path, [], dry_run=True)
     step = Step("kernels", 1, dict)
     script = tmp_path / "script.py"
     monkeypatch.setattr(gpu_check, "__file__", str(script))
@@ -218,6 +219,7 @@ def card() -> Json:
         "card": "a card",
         "versions": "1",
         "dry run": False,
+        "plan": list(steps),
         "steps": {name: {"versions": "1", "result": result} for name, result in steps.items()},
     }
 
@@ -253,14 +255,23 @@ def test_each_goal_can_be_missed(goal: int, step: str, change: Json) -> None:
     assert verdicts == ["pass"] * 5
 
 
-def test_what_was_not_measured_is_no_pass() -> None:
+@pytest.mark.parametrize(
+    ("step", "unknown"),
+    [
+        ("exactness", [0]),
+        ("bandwidth", [1]),
+        ("rounds, llama-3.1-8b + 1b", [0, 1, 2, 3]),
+        ("trace, llama-3.1-8b + 1b", [4]),
+        ("soak 2 of 3, llama-3.1-8b + 1b", [0, 5]),
+    ],
+)
+def test_a_goal_waits_for_all_its_steps(step: str, unknown: list[int]) -> None:
     found = card()
-    found["steps"] = {"kernels": found["steps"]["exactness"]}
-    assert {goal.verdict for goal in goals(found)} == {"not measured"}
-    found = card()
-    del found["steps"]["soak 2 of 3, llama-3.1-8b + 1b"]
-    del found["steps"]["soak 3 of 3, llama-3.1-8b + 1b"]
-    assert goals(found)[5].verdict == "not measured"
+    found["steps"][step] = {"versions": "1", "error": "no memory"}
+    verdicts = [goal.verdict for goal in goals(found)]
+    assert [i for i, verdict in enumerate(verdicts) if verdict == "not measured"] == unknown
+    assert verdicts.count("pass") == 6 - len(unknown)
+    assert f"Not done: {step}." in page(found)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
