@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pard_rt._core import SequenceRound
+from pard_rt._core import SamplingParams, SequenceRound, slot_sampling
 from pard_rt.loading import LoadedModel
 from pard_rt.models.captured_executor import CapturedExecutor
+from pard_rt.models.static_model import StaticModel
 
 MASK_TOKEN = 5
 DEMO_PAIR = Path(__file__).resolve().parent.parent / "docs/benchmarks/demo-pair.json"
@@ -57,9 +58,8 @@ def break_text(text: Sequence[int], first: int, k: int) -> list[int]:
         place += length
         if place >= len(text):
             return broken
-        if length < k:
-            broken[place] += 1
-        place += 1  # the target's own token: a correction, or the bonus
+        broken[place] += 1
+        place += 1  # the target's own token: a correction, or the bonus, which is never proposed
     raise AssertionError("there is always another round")
 
 
@@ -74,6 +74,7 @@ class RecordedExecutor(CapturedExecutor):
         # Captured rounds read it where it lies.
         self._recorded = torch.zeros(slots, self._capacity, dtype=torch.int64, device=self._device)
         self.rounds: list[Any] = []  # their shapes, one for each sequence
+        self._lengths_of: dict[Any, int] = {}  # committed before the last round of a shape
 
     def record(self, slot: int, text: Sequence[int]) -> None:
         """Set what is proposed in a slot, from the prompt's first token on."""
@@ -87,13 +88,14 @@ class RecordedExecutor(CapturedExecutor):
 
     def _read(self, sequence: int, flight: Any) -> SequenceRound:
         self.rounds.append(flight.shape)
+        self._lengths_of[flight.shape] = self._slots[sequence].length
         return super()._read(sequence, flight)
 
-    # Parts of a round, to be timed while no sequence is decoded -----------------------------------
+    # Parts of a round of one sequence, to be timed when it has ended ------------------------------
 
     def whole(self, shape: Any) -> Callable[[], object]:
-        """Return the round as it is replayed, from the same lengths every time."""
-        lengths = self._longest(shape)
+        """Return the last round of a shape as it was replayed, from the same lengths every time."""
+        lengths = self._as_before(shape)
 
         def run() -> None:
             self._lengths.copy_(lengths)
@@ -105,28 +107,31 @@ class RecordedExecutor(CapturedExecutor):
     def bare(self, shape: Any) -> list[Callable[[], object]]:
         """Return the forwards of the target and, with proposals, of the draft, each a graph.
 
-        Their inputs are those of a round of that shape.
+        Their inputs are those of the last round of that shape.
         """
         buffers = self._buffers(shape)
-        self._lengths.copy_(self._longest(shape))
+        self._lengths.copy_(self._as_before(shape))
         self._run(shape, buffers)
         where = {"first": shape.first, "context": shape.context}
-        tokens, positions = buffers["target_tokens"], buffers["target_positions"]
-        rows = torch.arange(tokens.numel(), device=self._device)
-        runs: list[Callable[[], object]] = [
-            lambda: self._target.forward(tokens, positions, rows, **where)
-        ]
+        rows = torch.arange(buffers["target_tokens"].numel(), device=self._device)
+        self._held.append(buffers | {"rows": rows})
+
+        def forward(model: StaticModel, *names: str, rows: Tensor) -> Callable[[], object]:
+            tokens, positions = (buffers[name] for name in names)
+            return lambda: model.forward(tokens, positions, rows, **where)
+
+        runs = [forward(self._target, "target_tokens", "target_positions", rows=rows)]
         if shape.num_proposals > 0:
-            draft = self._draft
-            assert draft is not None
-            names = ("draft_tokens", "draft_positions", "draft_rows")
-            inputs = [buffers[name] for name in names]
-            runs.append(lambda: draft.forward(*inputs, **where))
+            assert self._draft is not None
+            rows = buffers["draft_rows"]
+            runs.append(forward(self._draft, "draft_tokens", "draft_positions", rows=rows))
         return [captured(run) for run in runs] if self._capture else runs
 
-    def _longest(self, shape: Any) -> Tensor:
-        """Lengths with which a round just has this context."""
-        return torch.full_like(self._lengths, shape.context - 2 * shape.num_proposals - 1)
+    def _as_before(self, shape: Any) -> Tensor:
+        """Put the slot to use again; return the lengths before the last round of a shape."""
+        sampling = torch.frombuffer(bytearray(slot_sampling(SamplingParams())), dtype=torch.uint8)
+        self._sampling[0] = sampling.to(self._device)
+        return torch.full_like(self._lengths, self._lengths_of[shape])
 
 
 def captured(run: Callable[[], object]) -> Callable[[], object]:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import gc
+import weakref
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -231,3 +234,27 @@ def test_no_driver_is_an_error_of_its_own() -> None:
     for driver in ("cuda", "hip"):
         with pytest.raises(pard_rt.RuntimeMissingError, match=r"driver|code object"):
             KernelSet(driver, "nowhere.cubin")
+
+
+def test_what_a_graph_reads_and_writes_lives_as_long_as_it(
+    tiny_models: TinyModels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("Stream", "stream", "current_stream", "CUDAGraph", "graph"):
+        monkeypatch.setattr(torch.cuda, name, MagicMock())  # there is nothing to capture on
+    buffers: list[weakref.ref[torch.Tensor]] = []
+
+    class Noting(CapturedExecutor):
+        def _buffers(self, shape: captured_executor._Shape) -> dict[str, torch.Tensor]:
+            made = super()._buffers(shape)
+            buffers.extend(weakref.ref(tensor) for tensor in made.values())
+            return made
+
+    model = load(tiny_models.checkpoint("llama", seed=3))
+    executor = Noting(
+        model, load(tiny_models.checkpoint("llama", seed=9)), MASK_TOKEN_ID, capture=True
+    )
+    replay = executor._prepare(captured_executor._Shape(4, 0, 1, 64))
+    gc.collect()
+    assert buffers
+    assert all(buffer() is not None for buffer in buffers)
+    assert callable(replay)

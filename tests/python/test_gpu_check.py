@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,19 @@ import pytest
 import torch
 
 import gpu_check
+import pard_rt
 from gpu_check import Results, run_here
 from gpu_measures import idle_share
-from gpu_models import counted
+from gpu_models import TINY, counted, load, load_counting
 from gpu_page import goals, page
-from gpu_stand_ins import break_text, length_shares, measured_acceptance, run_lengths
-from gpu_steps import DRAFTED_K, PROMPT, Step, Steps
+from gpu_stand_ins import (
+    RecordedExecutor,
+    break_text,
+    length_shares,
+    measured_acceptance,
+    run_lengths,
+)
+from gpu_steps import DRAFTED_K, PROMPT, Step, Steps, Timed
 
 Json = dict[str, Any]
 
@@ -109,6 +117,33 @@ def test_rounds_end_where_the_recorded_text_is_wrong(dry: Path) -> None:
         assert off == pytest.approx(0) or -row["K"] <= off < 0
 
 
+@pytest.mark.parametrize("k", [0, 4])
+def test_bare_forwards_have_the_inputs_of_a_round(k: int) -> None:
+    (pair,) = TINY.values()
+    device = torch.device("cpu")
+    target = load_counting(pair, device, torch.float32)
+    draft = load(pair, pair.draft, device, torch.float32)
+    executor = RecordedExecutor(target, draft, 200)
+    text = PROMPT + counted(PROMPT, 30)
+    executor.record(0, break_text(text, len(PROMPT) + 1, k))
+    decoder = pard_rt.Decoder(executor, num_speculative_tokens=k)
+    sequence = decoder.add(PROMPT, max_new_tokens=30)
+    lengths = [sequence.length]
+    while decoder.step():
+        lengths.append(sequence.length)
+    shape = executor.rounds[-1]
+    assert len(executor.bare(shape)) == (2 if k else 1)
+    inputs = executor._held[-1]
+    newest = lengths[-1] - 1
+    assert inputs["target_positions"].tolist() == [list(range(newest, newest + k + 1))]
+    assert inputs["target_tokens"][0, 0] == text[newest]
+    ahead = executor._recorded[0, newest + 1 : newest + 1 + k]
+    assert torch.equal(inputs["target_tokens"][0, 1:], ahead)
+    before = executor._tokens.clone()
+    executor.whole(shape)()
+    assert torch.equal(executor._tokens, before)  # it chose what it had chosen
+
+
 def test_done_steps_are_kept_and_failed_ones_run_again(dry: Path, tmp_path: Path) -> None:
     found = json.loads((dry / "dry-run.json").read_text())
     file = tmp_path / "dry-run.json"
@@ -194,6 +229,11 @@ def test_run_lengths_are_never_far_from_their_shares() -> None:
     assert sorted(islice(run_lengths(shares), 4)) == [0, 0, 1, 2]
     assert length_shares([0.5, 0.25], 2) == shares
     assert length_shares([0.5, 0.25], 3) == [0.5, 0.25, 0.125, 0.125]  # half of those that held
+
+
+def test_rounds_of_different_shapes_are_weighed_by_how_many_there_were() -> None:
+    timed = Timed(text=[], num_tokens=9, seconds=1.0, shapes=Counter({"short": 3, "long": 1}))
+    assert timed.per_round({"short": 2.0, "long": 6.0}) == 3.0
 
 
 def card() -> Json:

@@ -303,6 +303,7 @@ class CapturedExecutor(RoundExecutor):
         self._arrived = ints(slots)
         self._records = ints(slots, SLOT_RECORD_INTS)
         self._rounds: dict[_Shape, Callable[[], None]] = {}
+        self._held: list[dict[str, Tensor]] = []  # graphs do not keep what they read and write
         self._slots: dict[int, _Slot] = {}
         self._batch: list[tuple[int, _Flight]] = []
         self._in_flight: _Flight | None = None  # launched and not read
@@ -521,6 +522,7 @@ class CapturedExecutor(RoundExecutor):
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             self._run(shape, buffers)
+        self._held.append(buffers)
         return graph.replay
 
     def _proposed(self, shape: _Shape, target_tokens: Tensor) -> None:
