@@ -176,6 +176,7 @@ class Steps:
                 "bytes of weights read per token": bytes_read(target),
                 "bare target, ms": 1e3 * bare,
                 "the rest of a round, ms": 1e3 * overhead,
+                "efficiency": bare * plain.num_rounds / plain.seconds,
                 "equal tokens": equal_share(PROMPT, plain.text),
             },
             "recorded": [],
@@ -254,17 +255,15 @@ class Steps:
         for _ in range(2):  # the prompt
             decoder.step()
 
-        def steps() -> None:
+        def some() -> None:
             for _ in range(rounds):
                 decoder.step()
 
-        traces = [trace(steps, self.device) for _ in range(windows)]
+        traces = [trace(some, self.device) for _ in range(windows)]
         if sequence.finished:
             raise RuntimeError("the text was too short for all windows")
-        found: Json = (
-            {"what this says": "nothing: it is operators on a CPU"} if self.dry_run else {}
-        )
-        return found | {
+        return {
+            "of": "operators of a CPU: meaningless" if self.dry_run else "the device",
             "recorded, K": k,
             "idle": mean(idle_share(intervals) for intervals in traces),
             "idle in gaps above 5 us": mean(idle_share(intervals, 5.0) for intervals in traces),

@@ -77,6 +77,7 @@ def test_every_step_runs_dry(dry: Path) -> None:
     ]
     written = (dry / "dry-run.md").read_text()
     assert "no goal is judged" in written
+    assert "meaningless" in dry_results(dry)["trace, tiny"]["of"]
     assert "pass" not in written
     assert "recorded" in written
 
@@ -140,7 +141,8 @@ def test_bare_forwards_have_the_inputs_of_a_round(k: int) -> None:
     ahead = executor._recorded[0, newest + 1 : newest + 1 + k]
     assert torch.equal(inputs["target_tokens"][0, 1:], ahead)
     before = executor._tokens.clone()
-    executor.whole(shape)()
+    with torch.inference_mode():
+        executor.whole(shape)()
     assert torch.equal(executor._tokens, before)  # it chose what it had chosen
 
 
