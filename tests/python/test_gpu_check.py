@@ -17,6 +17,7 @@ import torch
 
 import gpu_check
 import pard_rt
+from emulated_graphs import emulate_graphs
 from gpu_check import Results, run_here
 from gpu_measures import idle_share
 from gpu_models import TINY, counted, load, load_counting
@@ -119,12 +120,18 @@ def test_rounds_end_where_the_recorded_text_is_wrong(dry: Path) -> None:
 
 
 @pytest.mark.parametrize("k", [0, 4])
-def test_bare_forwards_have_the_inputs_of_a_round(k: int) -> None:
+@pytest.mark.parametrize("capture", [False, True])
+def test_bare_forwards_have_the_inputs_of_a_round(
+    capture: bool, k: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if capture:
+        emulate_graphs(monkeypatch)
     (pair,) = TINY.values()
     device = torch.device("cpu")
     target = load_counting(pair, device, torch.float32)
     draft = load(pair, pair.draft, device, torch.float32)
     executor = RecordedExecutor(target, draft, 200)
+    executor._capture = capture
     text = PROMPT + counted(PROMPT, 30)
     executor.record(0, break_text(text, len(PROMPT) + 1, k))
     decoder = pard_rt.Decoder(executor, num_speculative_tokens=k)
@@ -133,7 +140,8 @@ def test_bare_forwards_have_the_inputs_of_a_round(k: int) -> None:
     while decoder.step():
         lengths.append(sequence.length)
     shape = executor.rounds[-1]
-    assert len(executor.bare(shape)) == (2 if k else 1)
+    runs = executor.bare(shape)
+    assert len(runs) == (2 if k else 1)
     inputs = executor._held[-1]
     newest = lengths[-1] - 1
     assert inputs["target_positions"].tolist() == [list(range(newest, newest + k + 1))]
@@ -142,7 +150,8 @@ def test_bare_forwards_have_the_inputs_of_a_round(k: int) -> None:
     assert torch.equal(inputs["target_tokens"][0, 1:], ahead)
     before = executor._tokens.clone()
     with torch.inference_mode():
-        executor.whole(shape)()
+        for run in (*runs, executor.whole(shape)):
+            run()
     assert torch.equal(executor._tokens, before)  # it chose what it had chosen
 
 
