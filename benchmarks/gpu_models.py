@@ -1,8 +1,8 @@
 """Models in the shapes of published pairs, with random weights: no network and no files.
 
-A target is made to count: behind token t it says t + 1, by far. Random weights have near-ties
-everywhere, and bfloat16 rows computed alone and together decide them differently; every proposal
-behind such a place would be wrong, for reasons that no trained model has.
+A target is made to count: behind token t it says t + 1, by far. Random weights have near-ties, and
+bfloat16 rows computed alone and together decide some of them differently: every recorded proposal
+behind such a place would be wrong.
 """
 
 from __future__ import annotations
