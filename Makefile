@@ -72,6 +72,7 @@ bench: setup
 	build/release/benchmarks/choose_bench
 
 # Needs a PyTorch for the card: TORCH says which. Done steps are kept: run it again where it was cut off.
+# GPU_CHECK: --dry-run, --step NAME, --soak-seconds N, --out FOLDER.
 gpu-check: $(VENV)/installed
 	$(BIN)/python benchmarks/gpu_check.py $(GPU_CHECK)
 

@@ -11,6 +11,7 @@ import torch
 
 import pard_rt
 from conftest import TinyModels
+from emulated_graphs import Graph, emulate_graphs
 from pard_rt._core import KernelSet
 from pard_rt.loading import load
 from pard_rt.models import captured_executor
@@ -48,7 +49,13 @@ def plain(
 
 
 def captured(
-    target: Path, draft: Path | None, k: int, *, slots: int = 3, ahead: bool = True
+    target: Path,
+    draft: Path | None,
+    k: int,
+    *,
+    slots: int = 3,
+    ahead: bool = True,
+    capture: bool = False,
 ) -> pard_rt.Decoder:
     executor = CapturedExecutor(
         load(target),
@@ -56,6 +63,7 @@ def captured(
         None if draft is None else MASK_TOKEN_ID,
         max_batch_size=slots,
         prefill_chunk=16,
+        capture=capture,
         ahead=ahead,
     )
     return pard_rt.Decoder(executor, num_speculative_tokens=k, max_batch_size=slots)
@@ -230,3 +238,15 @@ def test_no_driver_is_an_error_of_its_own() -> None:
     for driver in ("cuda", "hip"):
         with pytest.raises(pard_rt.RuntimeMissingError, match=r"driver|code object"):
             KernelSet(driver, "nowhere.cubin")
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+def test_replayed_rounds_give_the_target_s_own_text(
+    sampling: pard_rt.SamplingParams, tiny_models: TinyModels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tiny_models.checkpoint("llama", seed=3)
+    expected = plain(target, sampling)
+    emulate_graphs(monkeypatch)
+    for draft, k in ((None, 0), (tiny_models.checkpoint("llama", seed=9), 3), (target, 8)):
+        assert decode(captured(target, draft, k, capture=True), sampling) == expected, k
+    assert Graph.num_replays > 20

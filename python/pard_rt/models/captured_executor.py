@@ -337,6 +337,7 @@ class CapturedExecutor(RoundExecutor):
         self._arrived = ints(slots)
         self._records = ints(slots, SLOT_RECORD_INTS)
         self._rounds: dict[_Shape, Callable[[], None]] = {}
+        self._held: list[dict[str, Tensor]] = []  # graphs do not keep what they read and write
         self._slots: dict[int, _Slot] = {}
         self._batch: list[tuple[int, _Flight]] = []
         self._in_flight: _Flight | None = None  # launched and not read
@@ -541,7 +542,8 @@ class CapturedExecutor(RoundExecutor):
         }
 
     def _prepare(self, shape: _Shape) -> Callable[[], None]:
-        eager = partial(self._run, shape, self._buffers(shape))
+        buffers = self._buffers(shape)
+        eager = partial(self._run, shape, buffers)
         run = partial(eager, compiled=self._compiles)
         if not self._capture:
             if self._compiles:
@@ -565,6 +567,7 @@ class CapturedExecutor(RoundExecutor):
                 first_line(error),
                 "Write such steps with tensors alone, as torch.where does.",
             ) from error
+        self._held.append(buffers)
         return graph.replay
 
     def _models(self) -> str:
