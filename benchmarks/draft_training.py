@@ -17,6 +17,7 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
@@ -83,10 +84,10 @@ def run_form(form: str, length: int, steps: int, device: str) -> Json:
     return {"seconds": median(times[1:]), "mebibytes": peak() - before, "losses": losses}
 
 
-def measure(steps: int, turns: int, device: str) -> Json:
+def measure(steps: int, turns: int, device: str, lengths: Sequence[int] = LENGTHS) -> Json:
     """Take turns, each in a process of its own."""
     rows = []
-    for length in LENGTHS:
+    for length in lengths:
         found: dict[str, list[Json]] = {form: [] for form in FORMS}
         for _ in range(turns):
             for form in FORMS:

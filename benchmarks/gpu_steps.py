@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from transformers.cache_utils import StaticLayer
 
+import draft_training
 import pard_rt
 from gpu_measures import idle_share, memory, seconds_per_call, trace
 from gpu_models import (
@@ -87,6 +88,7 @@ class Steps:
             Step("kernels", 30, self.kernels),
             Step("exactness", 60, self.exactness),
             Step("bandwidth", 20, self.bandwidth),
+            Step("draft training", 150, self.draft_training),
         ]
         for name, pair in pairs.items():
             steps += [
@@ -157,6 +159,18 @@ class Steps:
         to = torch.empty_like(source)
         seconds = seconds_per_call(lambda: to.copy_(source), self.device)
         return {"bytes per second": 2 * size / seconds}
+
+    def draft_training(self) -> Json:
+        """Train through mask tokens: attention over prefix and chain, beside a dense mask."""
+        steps, lengths = (1, (64,)) if self.dry_run else (5, draft_training.LENGTHS)
+        found = draft_training.measure(steps, 1, self.device.type, lengths)
+        rows = [
+            {"length": row["length"]}
+            | {f"{form}, s": row[form]["seconds"] for form in draft_training.FORMS}
+            | {f"{form}, MiB": row[form]["mebibytes"] for form in draft_training.FORMS}
+            for row in found["rows"]
+        ]
+        return {"steps": rows}
 
     def rounds(self, pair: Pair) -> Json:
         """Decode plainly and with recorded proposals; beside it, the parts of these rounds alone.

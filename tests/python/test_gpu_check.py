@@ -37,6 +37,7 @@ STEPS = [
     "kernels",
     "exactness",
     "bandwidth",
+    "draft training",
     "rounds, tiny",
     "trace, tiny",
     "transformers, tiny",
