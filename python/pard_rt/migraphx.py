@@ -104,13 +104,18 @@ def undocumented(graph: Graph) -> list[str]:
     if unknown:
         lines.append(f"{_listed(unknown)}: no documented operator; left to the CPU")
     known = _known_values(graph)
-    variable = Counter(
-        node.op_type
+    variable = [
+        node
         for node in graph.nodes
-        if _documented(node) and any(name and name not in known for name in _inputs_to_know(node))
-    )
+        if _documented(node) and any(x and x not in known for x in _inputs_to_know(node))
+    ]
     if variable:
-        lines.append(f"{_listed(variable)}: needs inputs that are constants; left to the CPU")
+        listed = _listed(Counter(node.op_type for node in variable))
+        lines.append(f"{listed}: needs inputs that are constants; left to the CPU")
+    left = [node for node in graph.nodes if not _documented(node)] + variable
+    behind = _behind(left, graph)
+    if behind:
+        lines.append(f"{_listed(behind)} behind that: a graph apart, or left to the CPU too")
     return lines
 
 
@@ -133,6 +138,17 @@ def _known_values(graph: Graph) -> set[str]:
         if node.op_type in ("Shape", "Size") or all(not x or x in known for x in node.inputs):
             known.update(node.outputs)
     return known
+
+
+def _behind(left: list[Node], graph: Graph) -> Counter[str]:
+    """Count the nodes that wait for what the nodes in `left` compute."""
+    late = {name for node in left for name in node.outputs}
+    behind: Counter[str] = Counter()
+    for node in graph.nodes:
+        if node not in left and not late.isdisjoint(node.inputs):
+            late.update(node.outputs)
+            behind[_name(node)] += 1
+    return behind
 
 
 def _listed(counts: Counter[str]) -> str:

@@ -11,13 +11,15 @@ import pytest
 from onnx import TensorProto, helper
 
 from conftest import TinyModels
+from pard_rt import Decoder, OnnxModel
 from pard_rt.cli import main
-from pard_rt.errors import FolderError
-from pard_rt.exporter import Weights
+from pard_rt.errors import FolderError, InvalidArgumentError
+from pard_rt.exporter import Weights, export
 from pard_rt.migraphx import KNOWN_INPUTS, OPERATORS, OPSET, undocumented
 from pard_rt.onnx_graph import read_graph
 
 SLICE = "Slice (1): needs inputs that are constants; left to the CPU"
+HEAD = "MatMul (1) behind that: a graph apart, or left to the CPU too"
 
 
 @pytest.mark.parametrize(
@@ -32,8 +34,8 @@ SLICE = "Slice (1): needs inputs that are constants; left to the CPU"
 def test_exported_graphs(weights: Weights, more: list[str], tiny_models: TinyModels) -> None:
     """All but one node of them is documented: the rows of the LM head are a value's to say."""
     folder = tiny_models.folder("llama", "portable", weights, num_hidden_layers=1)
-    *first, last = undocumented(read_graph(folder / "model.onnx"))
-    assert last == SLICE
+    *first, node, behind = undocumented(read_graph(folder / "model.onnx"))
+    assert (node, behind) == (SLICE, HEAD)
     assert len(first) == len(more)
     assert all(line.startswith(start) for line, start in zip(first, more, strict=True))
 
@@ -42,7 +44,23 @@ def test_exported_graphs(weights: Weights, more: list[str], tiny_models: TinyMod
 def test_other_architectures(architecture: str, tiny_models: TinyModels) -> None:
     """Shapes count as known, or a window's Range would not."""
     folder = tiny_models.folder(architecture, "portable")
-    assert undocumented(read_graph(folder / "model.onnx")) == [SLICE]
+    assert undocumented(read_graph(folder / "model.onnx")) == [SLICE, HEAD]
+
+
+def test_a_head_on_all_rows_has_nothing_behind_it(tmp_path: Path, tiny_models: TinyModels) -> None:
+    checkpoint = tiny_models.checkpoint("llama", num_hidden_layers=1)
+    out = export(checkpoint, tmp_path / "out", form="portable", head_on_all_rows=True).folder
+    assert undocumented(read_graph(out / "model.onnx")) == [SLICE]
+    usual = tiny_models.folder("llama", "portable", num_hidden_layers=1)
+    texts = []
+    for folder, static in ((usual, False), (out, False), (out, True)):
+        decoder = Decoder(OnnxModel(folder, threads=1, static_shapes=static), prefill_chunk=16)
+        sequence = decoder.add(list(range(5, 45)), max_new_tokens=12)
+        decoder.run()
+        texts.append(sequence.generated.tolist())
+    assert texts[0] == texts[1] == texts[2]
+    with pytest.raises(InvalidArgumentError, match="form portable"):
+        export(checkpoint, tmp_path / "gqa", head_on_all_rows=True)
 
 
 def test_what_the_reader_sees_is_what_the_onnx_package_sees(tiny_models: TinyModels) -> None:
@@ -84,13 +102,16 @@ def test_everything_there_is_to_say(tmp_path: Path) -> None:
         helper.make_node("Mish", ["m"], ["mm"]),
         helper.make_node("Gelu", ["mm"], ["g"], domain="com.microsoft"),
         helper.make_node("Neg", ["n"], ["minus"]),
-        helper.make_node("Slice", ["g", "minus", "one"], ["y"]),
+        helper.make_node("Slice", ["g", "minus", "one"], ["s"]),
+        helper.make_node("Add", ["s", "s"], ["y"]),
     ]
-    opset, types, operators, inputs = undocumented(read_graph(save(tmp_path, nodes, OPSET + 1)))
+    found = undocumented(read_graph(save(tmp_path, nodes, OPSET + 1)))
+    opset, types, operators, inputs, behind = found
     assert opset.startswith(f"opset {OPSET + 1}, where opsets up to {OPSET} are documented")
     assert types.startswith("BFLOAT16: no documented type")
     assert operators.startswith("Mish (2), com.microsoft.Gelu (1): no documented operator")
     assert inputs == SLICE
+    assert behind == "Add (1) behind that: a graph apart, or left to the CPU too"
 
 
 def test_the_list_names_operators() -> None:

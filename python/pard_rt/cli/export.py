@@ -22,6 +22,7 @@ def run_export(arguments: argparse.Namespace) -> int:
             form=arguments.form,
             weights=arguments.weights,
             fp16_files=arguments.fp16_files,
+            head_on_all_rows=arguments.head_on_all_rows,
             mask_token_id=arguments.mask_token_id,
             max_length=arguments.max_length,
         )
