@@ -161,7 +161,7 @@ TEST_CASE("kv buffer: rows survive growth in both layouts") {
     constexpr std::int64_t heads = 3;
     const KvShape shape{2, heads, 5, sizeof(float), layout};
     KvBuffer buffer(shape, 10'000, false, memory);
-    CHECK(buffer.reserve(10, 0));
+    CHECK(buffer.reserve(10));
     const auto at = [&](std::size_t part, std::int64_t row, std::int64_t head) {
       const std::int64_t index =
           layout == KvLayout::rows_first ? row * heads + head : head * buffer.capacity() + row;
@@ -177,8 +177,8 @@ TEST_CASE("kv buffer: rows survive growth in both layouts") {
         }
       }
     }
-    CHECK_FALSE(buffer.reserve(200, 10));
-    CHECK(buffer.reserve(1000, 10));
+    CHECK_FALSE(buffer.reserve(200));
+    CHECK(buffer.reserve(1000));
     CHECK(buffer.capacity() >= 1000);
     for (std::size_t part = 0; part < 4; ++part) {
       for (std::int64_t row = 0; row < 10; ++row) {
@@ -188,11 +188,11 @@ TEST_CASE("kv buffer: rows survive growth in both layouts") {
       }
     }
     memory->full = true;
-    CHECK_THROWS_AS(buffer.reserve(10'000, 10), std::bad_alloc);
+    CHECK_THROWS_AS(buffer.reserve(10'000), std::bad_alloc);
     memory->full = false;
     CHECK(*at(3, 9, 2) == value(3, 9, 2));
-    CHECK(buffer.reserve(9'000, 10));
-    CHECK(buffer.reserve(10'000, 10));
+    CHECK(buffer.reserve(9'000));
+    CHECK(buffer.reserve(10'000));
     CHECK(buffer.capacity() == 10'000);
   }
 }

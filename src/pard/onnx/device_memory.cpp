@@ -1,7 +1,7 @@
 #include "device_memory.h"
 
 #include <algorithm>
-#include <cstdlib>
+#include <cstdint>
 #include <cstring>
 #include <string>
 #include <string_view>

@@ -127,7 +127,7 @@ std::int64_t GraphRunner::past_rows(std::int64_t past_length) const {
 void GraphRunner::run(SequenceCache& cache, const GraphRun& run) {
   const std::int64_t past = past_rows(run.past_length);
   const std::int64_t needed = std::max(run.past_length + run.num_rows(), past);
-  if (cache.buffer.reserve(needed, run.past_length)) {
+  if (cache.buffer.reserve(needed)) {
     cache.tensors.clear();
   }
   bind_rows(run, past);

@@ -13,8 +13,8 @@ constexpr std::int64_t first_capacity = 256;
 
 }  // namespace
 
-bool KvBuffer::reserve(std::int64_t rows, std::int64_t kept) {
-  assert(kept <= rows && rows <= max_rows_);
+bool KvBuffer::reserve(std::int64_t rows) {
+  assert(rows <= max_rows_);
   if (rows <= capacity_) {
     return false;
   }
@@ -27,7 +27,7 @@ bool KvBuffer::reserve(std::int64_t rows, std::int64_t kept) {
     throw std::bad_alloc();
   }
   larger.block_ = memory_->allocate(capacity * bytes_per_row, zeroed_);
-  larger.copy_rows(*this, std::min(kept, capacity_));
+  larger.copy_rows(*this);
   *this = std::move(larger);
   return true;
 }
@@ -39,14 +39,13 @@ std::size_t KvBuffer::offset(std::int64_t row, std::int64_t head) const {
   return static_cast<std::size_t>(place * shape_.head_dim) * shape_.element_size;
 }
 
-void KvBuffer::copy_rows(const KvBuffer& from, std::int64_t rows) const {
-  const bool by_head = shape_.layout == KvLayout::heads_first;
-  const std::int64_t runs = by_head ? shape_.num_heads : 1;
-  const std::size_t bytes =
-      static_cast<std::size_t>(rows) * (shape_.row_bytes() / static_cast<std::size_t>(runs));
-  if (rows == 0) {
+// All of them, those behind the last that counts too: a device may compile each length it copies.
+void KvBuffer::copy_rows(const KvBuffer& from) const {
+  if (from.capacity_ == 0) {
     return;
   }
+  const std::int64_t runs = shape_.layout == KvLayout::heads_first ? shape_.num_heads : 1;
+  const std::size_t bytes = from.part_bytes() / static_cast<std::size_t>(runs);
   for (std::size_t i = 0; i < 2 * static_cast<std::size_t>(shape_.num_layers); ++i) {
     for (std::int64_t run = 0; run < runs; ++run) {
       memory_->copy(part(i) + offset(0, run), from.part(i) + from.offset(0, run), bytes);

@@ -37,9 +37,9 @@ class KvBuffer {
            std::shared_ptr<const Memory> memory)
       : shape_(shape), max_rows_(max_rows), zeroed_(zeroed), memory_(std::move(memory)) {}
 
-  // Makes room for `rows` rows, at most max_rows; the first `kept` rows keep their contents. True
-  // where the buffer has moved. On an exception nothing has changed.
-  bool reserve(std::int64_t rows, std::int64_t kept);
+  // Makes room for `rows` rows, at most max_rows; those there are keep their contents. True where
+  // the buffer has moved. On an exception nothing has changed.
+  bool reserve(std::int64_t rows);
 
   std::int64_t capacity() const { return capacity_; }
   const KvShape& shape() const { return shape_; }
@@ -55,7 +55,7 @@ class KvBuffer {
   std::size_t offset(std::int64_t row, std::int64_t head) const;
 
  private:
-  void copy_rows(const KvBuffer& from, std::int64_t rows) const;
+  void copy_rows(const KvBuffer& from) const;
 
   KvShape shape_;
   std::int64_t max_rows_;
