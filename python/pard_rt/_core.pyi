@@ -667,6 +667,8 @@ class OnnxModel(Model):
     static_shapes : bool, optional
         Rows and pasts of few sizes only (portable form); by default where the provider compiles a
         graph for every shape.
+    device_memory : bool, optional
+        Keep keys and values in the memory of the provider's device; by default on all but the CPU.
     is_target : bool
         Refuse graphs in which a rejected proposal changes other rows.
     probe : bool
@@ -697,6 +699,7 @@ class OnnxModel(Model):
         max_length: int | None = None,
         exact: bool = True,
         static_shapes: bool | None = None,
+        device_memory: bool | None = None,
         is_target: bool = True,
         probe: bool = True,
         onnxruntime: str = "",
@@ -711,6 +714,10 @@ class OnnxModel(Model):
     def onnxruntime_path(self) -> str: ...
     @property
     def onnxruntime_version(self) -> str: ...
+    @property
+    def num_shapes(self) -> int:
+        """Shapes the graph has run in so far, with ``static_shapes``; otherwise 0."""
+
     def cached_rows(
         self, sequence: int, layer: int, length: int
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

@@ -28,7 +28,16 @@ from pard_rt.loading import load
 from pard_rt.models.torch_model import TorchModel
 from tiny_models import ARCHITECTURES, EOS, MASK_TOKEN_ID, NUM_TOKENS, PAD
 
-BACKENDS = ("gqa", "portable", "torch")  # and "static": portable with static shapes
+BACKENDS = ("gqa", "portable", "torch")
+
+# "static": portable with static shapes. "device": keys and values as in a device's memory.
+VARIANTS = [
+    ("llama", "static"),
+    ("mistral_window", "static"),
+    ("llama", "portable, device"),
+    ("mistral_window", "static, device"),
+    ("qwen2", "gqa, device"),
+]
 PROPOSALS = (1, 4, 8)
 GREEDY = pard_rt.SamplingParams()
 
@@ -141,21 +150,21 @@ def open_model(
 ) -> pard_rt.Model:
     if backend == "torch":
         return TorchModel(load(models.checkpoint(architecture, **options)))
-    form = "gqa" if backend == "gqa" else "portable"
+    form = "gqa" if "gqa" in backend else "portable"
     folder = models.folder(architecture, form, **options)
-    return pard_rt.OnnxModel(folder, threads=1, static_shapes=backend == "static")
+    static, device = "static" in backend, "device" in backend
+    return pard_rt.OnnxModel(folder, threads=1, static_shapes=static, device_memory=device)
 
 
 # Tracing the portable form is slow: one layer, but for one architecture.
 def options_of(backend: str, architecture: str) -> dict[str, Any]:
-    single = backend in ("portable", "static") and architecture != "llama"
+    single = backend.startswith(("portable", "static")) and architecture != "llama"
     return {"seed": SEED, "num_hidden_layers": 1 if single else 2}
 
 
 @pytest.fixture(
     scope="module",
-    params=[(a, b) for a in ARCHITECTURES for b in BACKENDS]
-    + [("llama", "static"), ("mistral_window", "static")],
+    params=[(a, b) for a in ARCHITECTURES for b in BACKENDS] + VARIANTS,
     ids=lambda param: "-".join(param),
 )
 def subject(request: pytest.FixtureRequest, tiny_models: TinyModels) -> Subject:

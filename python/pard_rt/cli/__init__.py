@@ -219,6 +219,11 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
         help="round fp32 weights to float16 and store them so: half the size, opened as float32",
     )
     parser.add_argument(
+        "--head-on-all-rows",
+        action="store_true",
+        help="for MIGraphX, of the portable form: the LM head before the last rows are picked",
+    )
+    parser.add_argument(
         "--mask-token-id",
         type=int,
         metavar="N",

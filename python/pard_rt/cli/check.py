@@ -14,12 +14,14 @@ from pard_rt._core import (
     Decoder,
     Drafter,
     ModelInfo,
+    OnnxModel,
     ParallelDrafter,
     SamplingParams,
 )
 from pard_rt.cli.output import explain, paint, print_field, print_verdict, progress
 from pard_rt.cli.trial import MadeUpDraft, Outcome, Prompt, RoundSamples, compare
 from pard_rt.errors import Error, IncompatibleModelsError, InvalidArgumentError, ModelError
+from pard_rt.migraphx import describe
 from pard_rt.opening import OpenedModel, open_model
 
 _PROMPT_LENGTHS = (1, 7, 24, 60)
@@ -93,8 +95,10 @@ def run_check(arguments: argparse.Namespace) -> int:
     drafter = _drafter(draft, made_up)
     agree = _check_tokenizers(verdicts, target, draft, drafter, k)
     _check_rows(verdicts, "target", target, required=True)
+    _note_migraphx("target", target)
     if draft is not None:
         _check_rows(verdicts, "draft", draft, required=False)
+        _note_migraphx("draft", draft)
     if agree:
         _check_texts(verdicts, costs, target, drafter, made_up, prompts, k)
 
@@ -207,6 +211,11 @@ def _check_rows(verdicts: _Verdicts, role: str, model: OpenedModel, *, required:
     else:
         verdicts.ok(what, detail)
     verdicts.ok(f"{role}: cache rewinds", f"within {rows.rewinding:.1g}")
+
+
+def _note_migraphx(role: str, model: OpenedModel) -> None:
+    if isinstance(model.model, OnnxModel) and model.model.contract.form == "portable":
+        print_verdict("note", f"{role}: on MIGraphX", *describe(model.path).splitlines())
 
 
 def _check_texts(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from pard_rt.cli.output import format_bytes, paint, print_field, progress
+from pard_rt.migraphx import describe
 from pard_rt.opening import folder_size, hush_transformers, requiring
 
 
@@ -21,6 +22,7 @@ def run_export(arguments: argparse.Namespace) -> int:
             form=arguments.form,
             weights=arguments.weights,
             fp16_files=arguments.fp16_files,
+            head_on_all_rows=arguments.head_on_all_rows,
             mask_token_id=arguments.mask_token_id,
             max_length=arguments.max_length,
         )
@@ -31,4 +33,6 @@ def run_export(arguments: argparse.Namespace) -> int:
     print_field("largest difference", f"{found.max_error:.2g} of the largest logit", width=24)
     print_field("least similar row", f"cosine {found.min_cosine:.6f}", width=24)
     print_field("same likeliest token", f"in {100 * found.same_argmax:.0f}% of the rows", width=24)
+    if report.form == "portable":
+        print_field("on MIGraphX", describe(report.folder), width=24)
     return 0

@@ -15,6 +15,7 @@ from pard_rt.cli.output import format_bytes, paint, print_error, print_field, pr
 from pard_rt.cli.providers import PROVIDERS, Trial, try_provider
 from pard_rt.errors import Error, RuntimeMissingError
 from pard_rt.hub import locate
+from pard_rt.migraphx import describe
 from pard_rt.opening import folder_size, kind_of, read_json
 
 _PACKAGES = (("torch", "torch"), ("transformers", "torch"), ("onnx", "export"))
@@ -88,6 +89,8 @@ def _print_onnx_folder(path: Path) -> None:
         ("mask token", _mask_token(contract.mask_token_id)),
         ("on disk", format_bytes(folder_size(path))),
     )
+    if contract.form == "portable":
+        _print_facts(("migraphx", describe(path)))
 
 
 def _print_hugging_face(path: Path) -> None:

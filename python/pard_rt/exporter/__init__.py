@@ -48,6 +48,7 @@ def export(
     form: Form = "gqa",
     weights: Weights = "fp32",
     fp16_files: bool = False,
+    head_on_all_rows: bool = False,
     mask_token_id: int | None = None,
     max_length: int | None = None,
 ) -> ExportReport:
@@ -71,6 +72,10 @@ def export(
     fp16_files
         Round "fp32" weights to float16 and store them so: files of half the size, opened as float32
         and computed in it.
+    head_on_all_rows
+        Multiply every row by the LM head and hand out the last ones, for MIGraphX, which cannot
+        pick them before ("portable" only; docs/onnx-folder.md). Prompts cost more, the rounds of a
+        target do not.
     mask_token_id
         The parallel draft's mask token, where the configuration does not say it.
     max_length
@@ -93,7 +98,7 @@ def export(
     --------
     >>> export("Qwen/Qwen2.5-0.5B", "qwen-0.5b-onnx", weights="int8")  # doctest: +SKIP
     """
-    _check_arguments(form, weights, fp16_files)
+    _check_arguments(form, weights, fp16_files, head_on_all_rows)
     target = Path(out)
     with quiet(), new_folder(target) as folder:
         source = locate(model_dir_or_id)
@@ -105,7 +110,7 @@ def export(
         layout = adopt(loaded.module, longest)
         write_companions(folder, source, loaded, layout, form, weights)
 
-        model = trace(loaded.module, layout, form, longest)
+        model = trace(loaded.module, layout, form, longest, head_on_all_rows=head_on_all_rows)
         fuse(model, untie=weights in BITS)
         apply_contract_shapes(model)
         if fp16_files:
@@ -131,7 +136,7 @@ def export(
     return ExportReport(target, form, weights, agreement)
 
 
-def _check_arguments(form: str, weights: str, fp16_files: bool) -> None:
+def _check_arguments(form: str, weights: str, fp16_files: bool, head_on_all_rows: bool) -> None:
     for what, given, known in (
         ("form", form, get_args(Form)),
         ("weights", weights, get_args(Weights)),
@@ -143,4 +148,8 @@ def _check_arguments(form: str, weights: str, fp16_files: bool) -> None:
     if fp16_files and weights != "fp32":
         raise InvalidArgumentError(
             "fp16_files is about float32 weights", "weights fp32", weights, "Choose one of the two."
+        )
+    if head_on_all_rows and form != "portable":
+        raise InvalidArgumentError(
+            "head_on_all_rows is for MIGraphX", "form portable", form, "Choose one of the two."
         )

@@ -140,14 +140,25 @@ def _scores(query: Tensor, key: Tensor) -> Tensor:
 
 
 class _Graph(nn.Module):
-    """The forward to trace: the module with its LM head on the last `num_logits` rows."""
+    """The forward to trace: the module with its LM head on the last `num_logits` rows.
 
-    def __init__(self, module: Any, form: str, rope: RopeTables | None, max_length: int) -> None:
+    Or with its LM head on all rows (`head_on_all_rows`), of which the last are handed out.
+    """
+
+    def __init__(
+        self,
+        module: Any,
+        form: str,
+        rope: RopeTables | None,
+        max_length: int,
+        head_on_all_rows: bool,
+    ) -> None:
         super().__init__()
         self.module = module
         self._form = form
         self._rope = rope
         self._max_length = max_length
+        self._head_on_all_rows = head_on_all_rows
 
     def forward(
         self, input_ids: Tensor, a: Tensor, b: Tensor, num_logits: Tensor, past: Past
@@ -161,13 +172,16 @@ class _Graph(nn.Module):
             attention = _PortableAttention(past, a, b, self._max_length)
             positions = a
 
-        def last_rows(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
-            hidden = inputs[0]
+        def last_rows(x: Tensor) -> Tensor:
             bounds = (-num_logits, torch.tensor([_INT64_MAX]), torch.tensor([1]))
             # The shape is a white lie (rows for logit rows): nothing after the head looks at it.
-            return (symbolic("Slice", (hidden, *bounds), dtype=hidden.dtype, shape=hidden.shape),)
+            return symbolic("Slice", (x, *bounds), dtype=x.dtype, shape=x.shape)
 
-        hook = self.module.get_output_embeddings().register_forward_pre_hook(last_rows)
+        head = self.module.get_output_embeddings()
+        if self._head_on_all_rows:
+            hook = head.register_forward_hook(lambda _, inputs, logits: last_rows(logits))
+        else:
+            hook = head.register_forward_pre_hook(lambda _, inputs: (last_rows(inputs[0]),))
         try:
             with attending(attention):
                 out = self.module(input_ids=input_ids, position_ids=positions, use_cache=False)
@@ -177,7 +191,9 @@ class _Graph(nn.Module):
         return (out.logits, *written)
 
 
-def trace(module: Any, layout: CacheLayout, form: str, max_length: int) -> ir.Model:
+def trace(
+    module: Any, layout: CacheLayout, form: str, max_length: int, *, head_on_all_rows: bool = False
+) -> ir.Model:
     """Trace an adopted module (see `pard_rt.models.probe.adopt`) in form "gqa" or "portable".
 
     Returns
@@ -200,7 +216,7 @@ def trace(module: Any, layout: CacheLayout, form: str, max_length: int) -> ir.Mo
             stack.enter_context(tabled(module, full))
         stack.enter_context(fused_modules(module) if form == "gqa" else plain_norms(module))
         stack.enter_context(torch.no_grad())
-        graph = _Graph(module, form, rope, max_length).eval()
+        graph = _Graph(module, form, rope, max_length, head_on_all_rows).eval()
         try:
             exported = torch.export.export(graph, arguments, dynamic_shapes=shapes, strict=False)
             program = torch.onnx.export(

@@ -29,7 +29,8 @@ constexpr ort::ElementType type_of() {
 }  // namespace
 
 GraphRunner::GraphRunner(const Session& session, const FolderContract& contract,
-                         const GraphTypes& types, bool static_past)
+                         const GraphTypes& types, bool static_past,
+                         std::shared_ptr<const Memory> memory)
     : session_(session),
       form_(contract.form),
       types_(types),
@@ -38,8 +39,8 @@ GraphRunner::GraphRunner(const Session& session, const FolderContract& contract,
       vocab_size_(contract.vocab_size),
       max_length_(contract.max_length),
       static_past_(static_past && contract.form == GraphForm::portable),
-      // Masked rows of a past are read, and memory of a device may hold NaN.
-      kv_place_(session.on_device() && !static_past_ ? Place::device : Place::host) {
+      host_(session.library()),
+      kv_memory_(std::move(memory)) {
   const GraphNames& names = contract.names;
   const auto num_parts = 2 * static_cast<std::size_t>(contract.num_layers);
   names_.reserve(16 + 2 * num_parts);
@@ -99,7 +100,7 @@ T* GraphRunner::prepare(HostInput<T>& input, std::initializer_list<std::int64_t>
     input.data.resize(std::max(size, 2 * input.data.size()), fill);
   }
   if (input.bound != input.data.data() || input.shape != padded_shape) {
-    set_input(*input.slot, session_.tensor(Place::host, input.data.data(), type_of<T>(),
+    set_input(*input.slot, session_.tensor(host_, input.data.data(), type_of<T>(),
                                            std::span(shape.begin(), shape.size())));
     input.bound = input.data.data();
     input.shape = padded_shape;
@@ -110,7 +111,9 @@ T* GraphRunner::prepare(HostInput<T>& input, std::initializer_list<std::int64_t>
 SequenceCache GraphRunner::make_cache() const {
   // Rows of padding lie behind the last that counts.
   const std::int64_t max_rows = 2 * past_rows(max_length_);
-  return {KvBuffer(kv_shape_, static_past_ ? max_rows : max_length_, kv_place_ == Place::host), {}};
+  // Masked rows of a past are read, and NaN would come through a mask.
+  const bool zeroed = static_past_;
+  return {KvBuffer(kv_shape_, static_past_ ? max_rows : max_length_, zeroed, kv_memory_), {}};
 }
 
 std::int64_t GraphRunner::past_rows(std::int64_t past_length) const {
@@ -124,9 +127,7 @@ std::int64_t GraphRunner::past_rows(std::int64_t past_length) const {
 void GraphRunner::run(SequenceCache& cache, const GraphRun& run) {
   const std::int64_t past = past_rows(run.past_length);
   const std::int64_t needed = std::max(run.past_length + run.num_rows(), past);
-  if (cache.buffer.reserve(needed, run.past_length, [this](std::size_t bytes) {
-        return session_.allocate(kv_place_, bytes);
-      })) {
+  if (cache.buffer.reserve(needed)) {
     cache.tensors.clear();
   }
   bind_rows(run, past);
@@ -137,6 +138,9 @@ void GraphRunner::run(SequenceCache& cache, const GraphRun& run) {
     bind_gqa(cache);
   }
   session_.run(input_names_, inputs_, output_names_, outputs_);
+  if (static_past_) {
+    shapes_.insert({past, run.num_rows(), run.num_logits});
+  }
 }
 
 void GraphRunner::bind_rows(const GraphRun& run, std::int64_t past_rows) {
@@ -192,7 +196,7 @@ void GraphRunner::bind_logits(const GraphRun& run) {
   if (bound_logits_ == run.logits && bound_num_logits_ == run.num_logits) {
     return;
   }
-  owned_outputs_[0] = session_.tensor(Place::host, run.logits, element_type(types_.logits),
+  owned_outputs_[0] = session_.tensor(host_, run.logits, element_type(types_.logits),
                                       {1, run.num_logits, vocab_size_});
   outputs_[0] = owned_outputs_[0].get();
   bound_logits_ = run.logits;
@@ -209,9 +213,9 @@ void GraphRunner::bind_portable(SequenceCache& cache, const GraphRun& run, std::
   for (std::size_t i = 0; i + 1 < outputs_.size(); ++i) {
     std::byte* part = cache.buffer.part(i);
     set_input(first_kv_input_ + i,
-              session_.tensor(kv_place_, part, type, {1, past_rows, heads, size}));
+              session_.tensor(*kv_memory_, part, type, {1, past_rows, heads, size}));
     owned_outputs_[i + 1] =
-        session_.tensor(kv_place_, part + offset, type, {1, run.num_rows(), heads, size});
+        session_.tensor(*kv_memory_, part + offset, type, {1, run.num_rows(), heads, size});
     outputs_[i + 1] = owned_outputs_[i + 1].get();
   }
 }
@@ -219,9 +223,9 @@ void GraphRunner::bind_portable(SequenceCache& cache, const GraphRun& run, std::
 void GraphRunner::bind_gqa(SequenceCache& cache) {
   const std::size_t num_parts = outputs_.size() - 1;
   while (cache.tensors.size() < num_parts) {
-    cache.tensors.push_back(
-        session_.tensor(kv_place_, cache.buffer.part(cache.tensors.size()), element_type(types_.kv),
-                        {1, kv_shape_.num_heads, cache.buffer.capacity(), kv_shape_.head_dim}));
+    cache.tensors.push_back(session_.tensor(
+        *kv_memory_, cache.buffer.part(cache.tensors.size()), element_type(types_.kv),
+        {1, kv_shape_.num_heads, cache.buffer.capacity(), kv_shape_.head_dim}));
   }
   for (std::size_t i = 0; i < num_parts; ++i) {
     ort::Value* tensor = cache.tensors[i].get();

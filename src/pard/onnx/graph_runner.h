@@ -3,7 +3,9 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <optional>
+#include <set>
 #include <span>
 #include <string>
 #include <vector>
@@ -44,13 +46,14 @@ class GraphRunner {
  public:
   // `static_past`: the past is handed over in lengths of few sizes, the rest of it masked
   // (portable form only), for providers that compile a graph for every shape.
+  // Keys and values lie in `memory`.
   GraphRunner(const Session& session, const FolderContract& contract, const GraphTypes& types,
-              bool static_past);
+              bool static_past, std::shared_ptr<const Memory> memory);
 
   SequenceCache make_cache() const;
   void run(SequenceCache& cache, const GraphRun& run);
 
-  bool caches_on_host() const { return kv_place_ == Place::host || !session_.on_device(); }
+  std::size_t num_shapes() const { return shapes_.size(); }
 
  private:
   // An input that lies in host memory of ours, and its tensor.
@@ -83,7 +86,9 @@ class GraphRunner {
   std::int64_t vocab_size_;
   std::int64_t max_length_;
   bool static_past_;
-  Place kv_place_;
+  std::set<std::array<std::int64_t, 3>> shapes_;  // past, rows and logits; where they are few
+  HostMemory host_;
+  std::shared_ptr<const Memory> kv_memory_;
 
   std::vector<std::string> names_;  // owns what the arrays below point to
   std::vector<const char*> input_names_;

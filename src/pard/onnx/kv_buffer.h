@@ -2,9 +2,10 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <functional>
+#include <memory>
+#include <utility>
 
-#include "session.h"
+#include "memory.h"
 
 namespace pard {
 
@@ -26,40 +27,40 @@ struct KvShape {
   }
 };
 
-// The keys and values of one sequence, in one block:
+// The keys and values of one sequence, in one block that grows geometrically:
 //
 //   layer 0 keys | layer 0 values | layer 1 keys | ...      each of `capacity` rows
-//
-// Host memory grows geometrically and keeps its rows. Device memory, which cannot be copied through
-// ONNX Runtime's older interfaces, takes its full length at once.
 class KvBuffer {
  public:
-  using Allocate = std::function<MemoryBlock(std::size_t bytes)>;
+  // `zeroed`: rows never written are zero, and not what the memory held before.
+  KvBuffer(const KvShape& shape, std::int64_t max_rows, bool zeroed,
+           std::shared_ptr<const Memory> memory)
+      : shape_(shape), max_rows_(max_rows), zeroed_(zeroed), memory_(std::move(memory)) {}
 
-  KvBuffer(const KvShape& shape, std::int64_t max_rows, bool growable)
-      : shape_(shape), max_rows_(max_rows), growable_(growable) {}
-
-  // Makes room for `rows` rows, at most max_rows; the first `kept` rows keep their contents. True
-  // where the buffer has moved. On an exception nothing has changed.
-  bool reserve(std::int64_t rows, std::int64_t kept, const Allocate& allocate);
+  // Makes room for `rows` rows, at most max_rows; those there are keep their contents. True where
+  // the buffer has moved. On an exception nothing has changed.
+  bool reserve(std::int64_t rows);
 
   std::int64_t capacity() const { return capacity_; }
   const KvShape& shape() const { return shape_; }
+  const Memory& memory() const { return *memory_; }
 
   // Layer after layer, keys before values: 2 * num_layers parts.
-  std::byte* part(std::size_t index) const {
-    return block_.data() + index * static_cast<std::size_t>(capacity_) * shape_.row_bytes();
+  std::byte* part(std::size_t index) const { return block_.data() + index * part_bytes(); }
+  std::size_t part_bytes() const {
+    return static_cast<std::size_t>(capacity_) * shape_.row_bytes();
   }
 
-  // One head of one row of a part: head_dim elements.
-  const std::byte* head(std::size_t index, std::int64_t row, std::int64_t head) const;
+  // Where in a part one head of one row begins: head_dim elements.
+  std::size_t offset(std::int64_t row, std::int64_t head) const;
 
  private:
-  void copy_rows(const KvBuffer& from, std::int64_t rows) const;
+  void copy_rows(const KvBuffer& from) const;
 
   KvShape shape_;
   std::int64_t max_rows_;
-  bool growable_;
+  bool zeroed_;
+  std::shared_ptr<const Memory> memory_;
   std::int64_t capacity_ = 0;
   MemoryBlock block_;
 };

@@ -7,6 +7,7 @@
 #include <string_view>
 #include <utility>
 
+#include "device_memory.h"
 #include "onnx_file.h"
 #include "pard/choose.h"
 #include "pard/error.h"
@@ -76,6 +77,14 @@ SessionOptions session_options(const FolderContract& contract, const OnnxModelOp
   return session;
 }
 
+std::shared_ptr<const Memory> kv_memory(const std::shared_ptr<const OrtLibrary>& library,
+                                        const OnnxModelOptions& options) {
+  if (options.device_memory.value_or(options.session.provider != "cpu")) {
+    return std::make_shared<DeviceMemory>(library, options.session);
+  }
+  return std::make_shared<HostMemory>(*library);
+}
+
 }  // namespace
 
 OnnxModel::OnnxModel(const std::filesystem::path& folder, const OnnxModelOptions& options,
@@ -92,7 +101,7 @@ OnnxModel::OnnxModel(const std::filesystem::path& folder, const OnnxModelOptions
       is_target_(options.is_target),
       integer_kernels_(has_integer_weights(contract_) &&
                        !session_options(contract_, options).dequantize_weights),
-      runner_(session_, contract_, types_, static_shapes_) {
+      runner_(session_, contract_, types_, static_shapes_, kv_memory(library_, options)) {
   if (static_shapes_ && contract_.form != GraphForm::portable) {
     throw InvalidArgument({"Model '" + contract_.name + "' cannot run with static shapes",
                            "the portable form", "the gqa form",
@@ -140,22 +149,20 @@ CachedRows OnnxModel::cached_rows(SequenceId sequence, std::int64_t layer,
          "layer " + std::to_string(layer) + " and " + std::to_string(length) + " rows",
          "Ask for rows that a forward has written."});
   }
-  if (!runner_.caches_on_host()) {
-    throw ModelError({"The cache of model '" + info_.name + "' cannot be read",
-                      "keys and values in host memory", "a device's",
-                      "Open the model with the provider 'cpu'."});
-  }
   if (length == 0) {
     return {};
   }
   const KvBuffer& buffer = found->second.buffer;
   const KvShape& shape = buffer.shape();
+  std::vector<std::byte> bytes(buffer.part_bytes());
   const auto copy_part = [&](std::size_t part) {
+    buffer.memory().read(bytes.data(), buffer.part(part), bytes.size());
     std::vector<float> rows(static_cast<std::size_t>(length * shape.num_heads * shape.head_dim));
     float* next = rows.data();
     for (std::int64_t row = 0; row < length; ++row) {
       for (std::int64_t head = 0; head < shape.num_heads; ++head) {
-        widen({buffer.head(part, row, head), types_.kv, Device::cpu, shape.head_dim}, next);
+        widen({bytes.data() + buffer.offset(row, head), types_.kv, Device::cpu, shape.head_dim},
+              next);
         next += shape.head_dim;
       }
     }
@@ -203,6 +210,12 @@ std::int64_t OnnxModel::padding_for(std::int64_t rows) const {
   return static_shapes_ && size != static_rows.end() ? *size - rows : 0;
 }
 
+std::int64_t OnnxModel::logits_for(std::int64_t asked) const {
+  const std::int64_t fewest = pads_single_rows_ ? 2 : 1;  // the LM head has a kernel for one, too
+  const std::int64_t rows = std::max(fewest, asked);
+  return static_shapes_ ? *std::lower_bound(static_rows.begin(), static_rows.end(), rows) : rows;
+}
+
 void OnnxModel::plan(const ForwardItem& item) {
   const auto num_tokens = static_cast<std::int64_t>(item.tokens.size());
   const std::int64_t first_wanted = num_tokens - item.num_rows;
@@ -216,10 +229,10 @@ void OnnxModel::plan(const ForwardItem& item) {
     planned.run.num_padding = padding_for(end - begin);
     planned.wanted = std::max<std::int64_t>(0, end - std::max(begin, first_wanted));
 
-    const std::int64_t rows = planned.run.num_rows();
-    const std::int64_t fewest = pads_single_rows_ ? 2 : 1;  // the LM head has a kernel for one, too
-    const std::int64_t asked = planned.wanted + planned.run.num_padding;
-    planned.run.num_logits = contract_.names.num_logits.empty() ? rows : std::max(fewest, asked);
+    // Padding comes behind the rows wanted, if any are.
+    const std::int64_t asked = planned.wanted == 0 ? 0 : planned.wanted + planned.run.num_padding;
+    planned.run.num_logits =
+        contract_.names.num_logits.empty() ? planned.run.num_rows() : logits_for(asked);
     planned.lead = planned.run.num_logits - asked;
     plan_.push_back(planned);
     begin = end;

@@ -34,6 +34,9 @@ struct OnnxModelOptions {
   // every shape; portable form only. Absent: for migraphx.
   std::optional<bool> static_shapes;
 
+  // Keys and values in memory of the provider's device. Absent: wherever it is not the CPU.
+  std::optional<bool> device_memory;
+
   bool is_target = true;  // refuses what a draft may do: let a rejected token change other rows
   bool probe = true;      // try the graph once on opening; costs a handful of small forwards
 };
@@ -69,13 +72,17 @@ class OnnxModel final : public Model {
   // True where single rows run as two; it costs the last position of max_length.
   bool pads_single_rows() const { return pads_single_rows_; }
 
+  // With static shapes: the shapes the graph has run in so far. A provider that compiles for each
+  // has done so as often.
+  std::size_t num_shapes() const { return runner_.num_shapes(); }
+
   // Tries the graph: see ProbeReport. Throws ModelError where it is unfit. Sequences in use are not
   // touched.
   ProbeReport probe();
 
   // Copies what is cached for a sequence, for tests and debugging. Which rows are good is the
   // caller's to know, as in forward(). Throws InvalidArgument for a layer or rows that are not
-  // there, ModelError for a cache in a device's memory.
+  // there.
   CachedRows cached_rows(SequenceId sequence, std::int64_t layer, std::int64_t length) const;
 
  private:
@@ -91,6 +98,7 @@ class OnnxModel final : public Model {
   void check_item(const ForwardItem& item) const;
   void plan(const ForwardItem& item);
   std::int64_t padding_for(std::int64_t rows) const;
+  std::int64_t logits_for(std::int64_t asked) const;
   void reserve_logits(std::int64_t rows);
   std::byte* logits_row(std::int64_t row) const;
 

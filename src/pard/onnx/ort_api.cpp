@@ -28,6 +28,7 @@ Api load_api(const void* const* table) {
   slot(api.get_error_message, 2);
   slot(api.create_env, 3);
   slot(api.create_session, 7);
+  slot(api.create_session_from_array, 8);
   slot(api.run, 9);
   slot(api.create_session_options, 10);
   slot(api.set_graph_optimization_level, 23);

@@ -24,13 +24,15 @@ struct TensorInfo;
 struct TypeInfo;
 struct Value;
 
-enum class ElementType : int { f32 = 1, i32 = 6, i64 = 7, f16 = 10 };
+enum class ElementType : int { f32 = 1, u8 = 2, i32 = 6, i64 = 7, f16 = 10 };
 enum class LogLevel : int { fatal = 4 };
 
 struct Api {
   const char* (*get_error_message)(const Status*);
   Status* (*create_env)(LogLevel, const char* id, Env**);
   Status* (*create_session)(const Env*, const char* path, const SessionOptions*, Session**);
+  Status* (*create_session_from_array)(const Env*, const void* graph, std::size_t bytes,
+                                       const SessionOptions*, Session**);
   Status* (*run)(Session*, const RunOptions*, const char* const* input_names,
                  const Value* const* inputs, std::size_t num_inputs,
                  const char* const* output_names, std::size_t num_outputs, Value** outputs);

@@ -1,32 +1,20 @@
 #include "session.h"
 
 #include <cstdlib>
-#include <limits>
-#include <new>
 #include <utility>
 
 #include "pard/error.h"
 
 namespace pard {
 
+int SessionOptions::device_id() const {
+  const auto found = provider_options.find("device_id");
+  return found == provider_options.end() ? 0 : std::atoi(found->second.c_str());
+}
+
 namespace {
 
 constexpr int all_optimizations = 99;
-constexpr int device_allocator = 0;
-constexpr int default_memory = 0;
-
-ort::Handle<ort::MemoryInfo> memory_info(const OrtLibrary& library, const char* name, int device) {
-  ort::MemoryInfo* info = nullptr;
-  library.check(
-      library.api().create_memory_info(name, device_allocator, device, default_memory, &info),
-      "describe memory");
-  return {info, library.api().release_memory_info};
-}
-
-int device_id(const SessionOptions& options) {
-  const auto found = options.provider_options.find("device_id");
-  return found == options.provider_options.end() ? 0 : std::atoi(found->second.c_str());
-}
 
 // The options as the C API takes them.
 struct KeysAndValues {
@@ -44,9 +32,22 @@ struct KeysAndValues {
 
 Session::Session(std::shared_ptr<const OrtLibrary> library, const std::filesystem::path& graph,
                  const SessionOptions& options)
-    : library_(std::move(library)),
-      host_memory_(memory_info(*library_, "Cpu", 0)),
-      device_memory_(nullptr, library_->api().release_memory_info) {
+    : library_(std::move(library)) {
+  open(options, "open '" + graph.string() + "'", [&](const auto* settings, auto** session) {
+    return library_->api().create_session(library_->env(), graph.c_str(), settings, session);
+  });
+}
+
+Session::Session(std::shared_ptr<const OrtLibrary> library, const GraphBytes& graph,
+                 const SessionOptions& options)
+    : library_(std::move(library)) {
+  open(options, "open a graph in memory", [&](const auto* settings, auto** session) {
+    return library_->api().create_session_from_array(library_->env(), graph.bytes.data(),
+                                                     graph.bytes.size(), settings, session);
+  });
+}
+
+void Session::open(const SessionOptions& options, const std::string& what, const Create& create) {
   if (options.intra_op_threads < 0) {
     throw InvalidArgument({"The number of threads cannot be used", "0 or more",
                            std::to_string(options.intra_op_threads),
@@ -73,24 +74,12 @@ Session::Session(std::shared_ptr<const OrtLibrary> library, const std::filesyste
   append_provider(raw, options);
 
   ort::Session* session = nullptr;
-  library_->check(api.create_session(library_->env(), graph.c_str(), raw, &session),
-                  "open '" + graph.string() + "'",
+  library_->check(create(raw, &session), what,
                   "A graph newer than the runtime needs: pip install -U onnxruntime.");
   // The library outlives its session.
   session_ = {session, [kept = library_](ort::Session* s) { kept->api().release_session(s); }};
   inputs_ = describe(true);
   outputs_ = describe(false);
-
-  if (options.provider != "cpu") {
-    device_memory_ =
-        memory_info(*library_, options.provider == "cuda" ? "Cuda" : "Hip", device_id(options));
-    ort::Allocator* allocator = nullptr;
-    library_->check(api.create_allocator(session, device_memory_.get(), &allocator),
-                    "allocate memory of the provider '" + options.provider + "'");
-    device_allocator_ = {allocator, [kept = library_, owner = session_](ort::Allocator* a) {
-                           kept->api().release_allocator(a);
-                         }};
-  }
 }
 
 void Session::append_provider(ort::SessionOptions* session_options,
@@ -121,7 +110,7 @@ void Session::append_provider(ort::SessionOptions* session_options,
                                            : "OrtSessionOptionsAppendExecutionProvider_ROCM");
   if (append != nullptr && count == options.provider_options.count("device_id")) {
     using Append = ort::Status* (*)(ort::SessionOptions*, int);
-    check(reinterpret_cast<Append>(append)(session_options, device_id(options)));
+    check(reinterpret_cast<Append>(append)(session_options, options.device_id()));
   } else {
     check(api.append_provider(session_options, migraphx ? "MIGraphX" : "ROCM", pairs.keys.data(),
                               pairs.values.data(), count));
@@ -162,44 +151,17 @@ std::vector<TensorSpec> Session::describe(bool of_inputs) const {
   return specs;
 }
 
-ort::Handle<ort::Value> Session::tensor(Place place, void* data, ort::ElementType type,
+ort::Handle<ort::Value> Session::tensor(const Memory& memory, void* data, ort::ElementType type,
                                         std::span<const std::int64_t> shape) const {
   std::size_t bytes = size_of(type);
   for (const std::int64_t dimension : shape) {
     bytes *= static_cast<std::size_t>(dimension);
   }
-  const ort::MemoryInfo* memory =
-      place == Place::device && on_device() ? device_memory_.get() : host_memory_.get();
   ort::Value* value = nullptr;
-  library_->check(library_->api().create_tensor_with_data(memory, data, bytes, shape.data(),
+  library_->check(library_->api().create_tensor_with_data(memory.info(), data, bytes, shape.data(),
                                                           shape.size(), type, &value),
                   "make a tensor");
   return {value, library_->api().release_value};
-}
-
-MemoryBlock Session::allocate(Place place, std::size_t bytes) const {
-  if (place == Place::host || !on_device()) {
-    // Fresh pages of calloc are zero without being touched, so a large buffer costs nothing unused.
-    constexpr std::size_t alignment = 64;
-    if (bytes > std::numeric_limits<std::size_t>::max() - alignment) {
-      throw std::bad_alloc();
-    }
-    std::shared_ptr<void> owner(std::calloc(bytes + alignment, 1), std::free);
-    if (owner == nullptr) {
-      throw std::bad_alloc();
-    }
-    std::size_t space = bytes + alignment;
-    void* data = owner.get();
-    std::align(alignment, bytes, data, space);
-    return {static_cast<std::byte*>(data), bytes, std::move(owner)};
-  }
-  void* data = nullptr;
-  library_->check(library_->api().allocator_alloc(device_allocator_.get(), bytes, &data),
-                  "allocate " + std::to_string(bytes) + " bytes of device memory");
-  std::shared_ptr<void> owner(data, [library = library_, allocator = device_allocator_](void* p) {
-    library->api().release_status(library->api().allocator_free(allocator.get(), p));
-  });
-  return {static_cast<std::byte*>(data), bytes, std::move(owner)};
 }
 
 void Session::run(std::span<const char* const> input_names,
@@ -215,6 +177,8 @@ void Session::run(std::span<const char* const> input_names,
 
 std::size_t size_of(ort::ElementType type) {
   switch (type) {
+    case ort::ElementType::u8:
+      return 1;
     case ort::ElementType::f16:
       return 2;
     case ort::ElementType::i64:
@@ -232,6 +196,8 @@ std::string name_of(ort::ElementType type) {
       return "int32";
     case ort::ElementType::i64:
       return "int64";
+    case ort::ElementType::u8:
+      return "uint8";
     case ort::ElementType::f16:
       return "float16";
   }

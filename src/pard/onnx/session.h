@@ -3,15 +3,16 @@
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <initializer_list>
 #include <map>
 #include <memory>
 #include <span>
 #include <string>
 #include <string_view>
-#include <utility>
 #include <vector>
 
+#include "memory.h"
 #include "ort_api.h"
 
 namespace pard {
@@ -24,6 +25,8 @@ struct SessionOptions {
 
   // Weights behind DequantizeLinear become floats on opening, and no integer kernel takes them.
   bool dequantize_weights = false;
+
+  int device_id() const;  // of the provider's options; 0 where they do not say
 };
 
 // An input or output of a graph; a dimension that is not fixed is -1.
@@ -33,23 +36,9 @@ struct TensorSpec {
   std::vector<std::int64_t> shape;
 };
 
-// Where bytes lie. A provider without memory of its own has the host's for both.
-enum class Place : std::uint8_t { host, device };
-
-// Memory of the host or of the provider's device; copies share it.
-class MemoryBlock {
- public:
-  MemoryBlock() = default;
-  MemoryBlock(std::byte* data, std::size_t size, std::shared_ptr<void> owner)
-      : data_(data), size_(size), owner_(std::move(owner)) {}
-
-  std::byte* data() const { return data_; }
-  std::size_t size() const { return size_; }
-
- private:
-  std::byte* data_ = nullptr;
-  std::size_t size_ = 0;
-  std::shared_ptr<void> owner_;
+// A graph that lies in memory, as the file would hold it.
+struct GraphBytes {
+  std::string bytes;
 };
 
 // An ONNX Runtime session: a graph made ready to run on one provider.
@@ -58,35 +47,35 @@ class Session {
   // Throws ModelError where ONNX Runtime refuses the graph, the provider or its options.
   Session(std::shared_ptr<const OrtLibrary> library, const std::filesystem::path& graph,
           const SessionOptions& options);
+  Session(std::shared_ptr<const OrtLibrary> library, const GraphBytes& graph,
+          const SessionOptions& options);
 
   const std::vector<TensorSpec>& inputs() const { return inputs_; }
   const std::vector<TensorSpec>& outputs() const { return outputs_; }
-  bool on_device() const { return device_memory_ != nullptr; }
+  const OrtLibrary& library() const { return *library_; }
+  const ort::Session* handle() const { return session_.get(); }
 
   // A tensor over memory that stays the caller's.
-  ort::Handle<ort::Value> tensor(Place place, void* data, ort::ElementType type,
+  ort::Handle<ort::Value> tensor(const Memory& memory, void* data, ort::ElementType type,
                                  std::span<const std::int64_t> shape) const;
-  ort::Handle<ort::Value> tensor(Place place, void* data, ort::ElementType type,
+  ort::Handle<ort::Value> tensor(const Memory& memory, void* data, ort::ElementType type,
                                  std::initializer_list<std::int64_t> shape) const {
-    return tensor(place, data, type, std::span(shape.begin(), shape.size()));
+    return tensor(memory, data, type, std::span(shape.begin(), shape.size()));
   }
-
-  // Zeroed on the host, as it comes on a device.
-  MemoryBlock allocate(Place place, std::size_t bytes) const;
 
   // Outputs are written where their tensors say.
   void run(std::span<const char* const> input_names, std::span<const ort::Value* const> inputs,
            std::span<const char* const> output_names, std::span<ort::Value* const> outputs) const;
 
  private:
+  using Create = std::function<ort::Status*(const ort::SessionOptions*, ort::Session**)>;
+
+  void open(const SessionOptions& options, const std::string& what, const Create& create);
   void append_provider(ort::SessionOptions* session_options, const SessionOptions& options) const;
   std::vector<TensorSpec> describe(bool of_inputs) const;
 
   std::shared_ptr<const OrtLibrary> library_;
   std::shared_ptr<ort::Session> session_;
-  ort::Handle<ort::MemoryInfo> host_memory_;
-  ort::Handle<ort::MemoryInfo> device_memory_;  // null: the provider works on host memory
-  std::shared_ptr<ort::Allocator> device_allocator_;
   std::vector<TensorSpec> inputs_;
   std::vector<TensorSpec> outputs_;
 };
