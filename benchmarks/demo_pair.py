@@ -1,7 +1,9 @@
 """What the demo pair gains: plain decoding, classic drafting and PARD, beside other engines.
 
 Every way of decoding writes on from held-out pieces of the standard library's source, in turns and
-on one thread; a prompt's time is the median of its turns, and the ratios are of sums over prompts.
+on one thread. A turn is a process of its own: where a process's memory happens to lie makes a model
+some tenth faster or slower in all of it. A prompt's time is the median of its turns, and ratios are
+of sums over prompts.
 
     python benchmarks/demo_pair.py --checkpoints WORK --out docs/benchmarks/demo-pair.json
 
@@ -21,14 +23,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import pard_rt
-from pard_rt.cli.output import progress
 from pard_rt.cli.providers import write_tiny_folder
 from pard_rt.hub import locate
 from pard_rt.training.stdlib_text import held_out_text
@@ -45,16 +46,26 @@ LONGEST_PERIOD = 32
 
 @dataclass
 class Way:
-    """A way of decoding, and what it took for every prompt."""
+    """A way of decoding."""
 
     name: str
     engine: str
     decode: Decode
     k: int = 0
-    seconds: list[list[float]] = field(default_factory=list)  # of every prompt, its turns
-    first: list[list[float]] = field(default_factory=list)  # those of its first token alone
-    outputs: list[list[int]] = field(default_factory=list)
-    counts: list[pard_rt.RoundCounts] = field(default_factory=list)
+    counts: list[pard_rt.RoundCounts] = field(default_factory=list)  # of every text, if known
+
+
+@dataclass
+class Timed:
+    """What a way took in one turn, or, put together, in all of them; lists go by prompt."""
+
+    name: str
+    engine: str
+    k: int
+    seconds: list[float]
+    first: list[float]  # of its first token alone
+    outputs: list[list[int]]
+    counts: list[Json]
 
 
 def held_out_prompts(count: int) -> list[list[int]]:
@@ -112,19 +123,16 @@ def build(checkpoint: Path, folder: Path) -> None:
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
-def genai_ways(checkpoints: Path, work: Path) -> list[Way]:
+def genai_ways(work: Path) -> list[Way]:
     """onnxruntime-genai, plainly and with its own speculation by the classic draft."""
     import onnxruntime_genai as og  # type: ignore[import-untyped]
 
-    for name in ("target", "classic"):
-        build(checkpoints / name, work / name)
     config = json.loads((work / "target" / "genai_config.json").read_text())
     draft = json.loads((work / "classic" / "genai_config.json").read_text())
     one_thread = {"session_options": {"intra_op_num_threads": 1, "provider_options": []}}
 
     def make(k: int) -> Decode:
-        folder = work / f"genai-{k}"
-        folder.mkdir()
+        folder = Path(tempfile.mkdtemp(dir=work))
         for name in ("target", "classic"):
             shutil.copytree(work / name, folder / name)
         for file in (work / "target").glob("*token*"):
@@ -190,28 +198,58 @@ def transformers_ways(checkpoints: Path) -> list[Way]:
     return [plain, *(Way("classic", "transformers", make(k), k) for k in SLOW_K)]
 
 
-def take_turns(ways: list[Way], prompts: list[list[int]], tokens: int, repeats: int) -> None:
-    """Let every way decode every prompt, in an order that changes."""
-    shuffled = random.Random(0)
+def take_turn(arguments: argparse.Namespace) -> list[Timed]:
+    """Let every way decode every prompt once, in an order that changes."""
+    prompts = held_out_prompts(arguments.prompts)
+    ways = our_ways()
+    if arguments.checkpoints:
+        ways += genai_ways(arguments.built)
+        ways += transformers_ways(arguments.checkpoints)
+    timed = [Timed(way.name, way.engine, way.k, [], [], [], []) for way in ways]
     for way in ways:
-        way.decode(prompts[0], tokens)  # warm
+        way.decode(prompts[0], arguments.tokens)  # warm
         way.counts.clear()
-    with progress("decoding") as shown:
-        for i, prompt in enumerate(prompts):
-            shown.text = f"decoding, prompt {i + 1} of {len(prompts)}"
-            for way in ways:
-                way.seconds.append([])
-                way.first.append([])
-            for turn in range(repeats):
-                for way in shuffled.sample(ways, len(ways)):
-                    start = time.perf_counter()
-                    way.decode(prompt, 1)
-                    between = time.perf_counter()
-                    output = way.decode(prompt, tokens)
-                    way.seconds[-1].append(time.perf_counter() - between)
-                    way.first[-1].append(between - start)
-                    if turn == 0:
-                        way.outputs.append(output)
+    shuffled = random.Random(arguments.turn)
+    for prompt in prompts:
+        for way, found in shuffled.sample(list(zip(ways, timed, strict=True)), len(ways)):
+            start = time.perf_counter()
+            way.decode(prompt, 1)
+            between = time.perf_counter()
+            found.outputs.append(way.decode(prompt, arguments.tokens))
+            found.seconds.append(time.perf_counter() - between)
+            found.first.append(between - start)
+    for way, found in zip(ways, timed, strict=True):
+        names = ("rounds", "committed", "accepted_at", "drafted_at")
+        found.counts = [{name: getattr(each, name) for name in names} for each in way.counts]
+    return timed
+
+
+def run_turns(arguments: argparse.Namespace) -> list[list[Timed]]:
+    """Take every turn in a process of its own."""
+    turns = []
+    with tempfile.TemporaryDirectory() as work:
+        options = ["--prompts", str(arguments.prompts), "--tokens", str(arguments.tokens)]
+        if arguments.checkpoints:
+            for name in ("target", "classic"):
+                build(arguments.checkpoints / name, Path(work) / name)
+            options += ["--checkpoints", str(arguments.checkpoints), "--built", work]
+        for turn in range(arguments.repeats):
+            out = Path(work) / f"turn-{turn}.json"
+            command = [sys.executable, __file__, *options, "--turn", str(turn), "--out", str(out)]
+            subprocess.run(command, check=True)
+            turns.append([Timed(**found) for found in json.loads(out.read_text("utf-8"))])
+            print(f"turn {turn + 1} of {arguments.repeats}", flush=True)
+    return turns
+
+
+def put_together(turns: Sequence[Timed]) -> Timed:
+    """Give the medians over turns; texts and counts are the same in all of them."""
+    assert all(turn.outputs == turns[0].outputs for turn in turns)
+    return replace(
+        turns[0],
+        seconds=[median(times) for times in zip(*(turn.seconds for turn in turns), strict=True)],
+        first=[median(times) for times in zip(*(turn.first for turn in turns), strict=True)],
+    )
 
 
 # The floor of a round -----------------------------------------------------------------------------
@@ -313,14 +351,14 @@ def measure_efficiency(prompts: list[list[int]], tokens: int, k: int, repeats: i
 # Numbers and page ---------------------------------------------------------------------------------
 
 
-def summarize(way: Way, chosen: list[int], plain: Way) -> Json:
+def summarize(way: Timed, chosen: list[int], plain: Timed) -> Json:
     """Sum over chosen prompts; speed-ups are to pard-rt's plain decoding."""
 
-    def total(of: Way) -> float:
-        return sum(median(of.seconds[i]) for i in chosen)
+    def total(of: Timed) -> float:
+        return sum(of.seconds[i] for i in chosen)
 
-    def after_first(of: Way) -> float:
-        return total(of) - sum(median(of.first[i]) for i in chosen)
+    def after_first(of: Timed) -> float:
+        return total(of) - sum(of.first[i] for i in chosen)
 
     seconds = total(way)
     found: Json = {
@@ -333,26 +371,23 @@ def summarize(way: Way, chosen: list[int], plain: Way) -> Json:
         "same_text": all(way.outputs[i] == plain.outputs[i] for i in chosen),
     }
     if way.counts:
-        repeats = len(way.counts) // len(way.seconds)
-        counts = [way.counts[i * repeats] for i in chosen]
-        rounds = sum(count.rounds for count in counts)
-        found["tokens_per_round"] = sum(count.committed for count in counts) / rounds
+        counts = [way.counts[i] for i in chosen]
+        found["tokens_per_round"] = sum(c["committed"] for c in counts) / sum(
+            c["rounds"] for c in counts
+        )
         found["acceptance"] = [
-            sum(count.accepted_at[i] for count in counts if i < len(count.accepted_at))
-            / max(1, sum(count.drafted_at[i] for count in counts if i < len(count.drafted_at)))
+            sum(c["accepted_at"][i] for c in counts if i < len(c["accepted_at"]))
+            / max(1, sum(c["drafted_at"][i] for c in counts if i < len(c["drafted_at"])))
             for i in range(way.k)
         ]
     return found
 
 
-def measure(arguments: argparse.Namespace, work: Path) -> Json:
-    """Run everything once; other engines' graphs are built in `work`."""
+def measure(arguments: argparse.Namespace) -> Json:
+    """Run everything once."""
     prompts = held_out_prompts(arguments.prompts)
-    ways = our_ways()
-    if arguments.checkpoints:
-        ways += genai_ways(arguments.checkpoints, work)
-        ways += transformers_ways(arguments.checkpoints)
-    take_turns(ways, prompts, arguments.tokens, arguments.repeats)
+    turns = run_turns(arguments)
+    ways = [put_together(each) for each in zip(*turns, strict=True)]
     plain = ways[0]
     engines = {way.engine for way in ways} - {"pard-rt"}
     looping = [i for i, output in enumerate(plain.outputs) if loops(output)]
@@ -360,6 +395,15 @@ def measure(arguments: argparse.Namespace, work: Path) -> Json:
     if not others:
         raise SystemExit("Every output came to repeat itself: there is nothing to measure.")
     rows = [summarize(way, others, plain) for way in ways]
+    plain_ratios = [
+        next(
+            sum(way.seconds[i] for i in others) / sum(turn[0].seconds[i] for i in others)
+            for way in turn
+            if (way.engine, way.name) == ("onnxruntime-genai", "plain")
+        )
+        for turn in turns
+        if arguments.checkpoints
+    ]
     best_k = best(rows, "pard-rt", "PARD")["k"]
     return {
         "tokens": arguments.tokens,
@@ -367,6 +411,7 @@ def measure(arguments: argparse.Namespace, work: Path) -> Json:
         "looping": len(looping),
         "repeats": arguments.repeats,
         "rows": rows,
+        "plain_to_genai": plain_ratios,
         "looping_rows": [summarize(way, looping, plain) for way in ways] if looping else [],
         "efficiency": measure_efficiency(prompts, arguments.tokens, best_k, arguments.repeats),
         "texts": [
@@ -423,9 +468,9 @@ def page(found: Json) -> str:
         f"{found['load']:.1f}; "
         + ", ".join(f"{name} {number}" for name, number in found["versions"].items())
         + f". {found['prompts']} held-out prompts of {PROMPT_LENGTH} bytes, {found['tokens']} new "
-        f"tokens each, greedy; medians of {found['repeats']} turns per prompt, ratios of sums over "
-        f"prompts. {found['looping']} of the outputs came to repeat themselves and are apart, "
-        "below.",
+        f"tokens each, greedy; medians of {found['repeats']} turns per prompt, each in a process "
+        f"of its own; ratios of sums over prompts. {found['looping']} of the outputs came to "
+        "repeat themselves and are apart, below.",
         "",
         f"* PARD, K = {pard['k']}: **{pard['speed_up']:.2f}** times plain decoding, "
         f"{pard['speed_up'] / classic['speed_up']:.2f} times classic drafting with the draft of "
@@ -440,9 +485,10 @@ def page(found: Json) -> str:
     peers = {row["engine"] for row in rows} - {"pard-rt"}
     if "onnxruntime-genai" in peers:
         other = best(rows, "onnxruntime-genai", "plain")
+        ratios = found["plain_to_genai"]
         lines.append(
             f"* Plain decoding runs at {1 / other['speed_up']:.2f} times onnxruntime-genai's speed "
-            "on the same weights."
+            f"on the same weights; in single turns at {min(ratios):.2f} to {max(ratios):.2f}."
         )
     lines += ["", format_table(rows), "", "## Acceptance", ""]
     lines += [
@@ -472,10 +518,15 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--page-only", action="store_true", help="from the numbers that are there")
+    parser.add_argument("--turn", type=int, help=argparse.SUPPRESS)  # be the process of this one
+    parser.add_argument("--built", type=Path, help=argparse.SUPPRESS)  # graphs for other engines
     arguments = parser.parse_args()
+    if arguments.turn is not None:
+        turn = [asdict(timed) for timed in take_turn(arguments)]
+        arguments.out.write_text(json.dumps(turn), "utf-8")
+        return
     if not arguments.page_only:
-        with tempfile.TemporaryDirectory() as work:
-            found = measure(arguments, Path(work))
+        found = measure(arguments)
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         arguments.out.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
     found = json.loads(arguments.out.read_text("utf-8"))
