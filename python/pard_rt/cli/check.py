@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import median
 
 import numpy as np
@@ -215,7 +216,7 @@ def _check_rows(verdicts: _Verdicts, role: str, model: OpenedModel, *, required:
 
 def _note_migraphx(role: str, model: OpenedModel) -> None:
     if isinstance(model.model, OnnxModel) and model.model.contract.form == "portable":
-        print_verdict("note", f"{role}: on MIGraphX", *describe(model.path).splitlines())
+        print_verdict("note", f"{role}: on MIGraphX", *describe(Path(model.source)).splitlines())
 
 
 def _check_texts(
