@@ -258,7 +258,7 @@ class Steps:
         The profiler itself takes time between kernels, so this is at most so much.
         """
         k, windows, rounds = 8, 3, 3 if self.dry_run else 80
-        new_tokens = 6 * (windows * rounds + 4)  # rounds yield five
+        new_tokens = 7 * (windows * rounds + 4)  # rounds yield six, at most
         target = load_counting(pair, self.device, self.dtype)
         draft = load(pair, pair.draft, self.device, self.dtype)
         executor = RecordedExecutor(target, draft, 2048)

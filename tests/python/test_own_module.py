@@ -283,3 +283,22 @@ def test_the_example_of_the_documentation() -> None:
     exec(compile(example, "docs/models.md", "exec"), names)
     assert names["output"].token_ids == names["plain"].token_ids
     assert len(names["output"].token_ids) == 20
+
+
+def test_logits_may_lie_in_any_order() -> None:
+    class Turned(Rotary):
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**options)
+            weight = self.lm_head.weight
+            del self.lm_head
+            self.lm_head = lambda hidden: (weight @ hidden.T).T
+
+    model = pard_rt.wrap(seeded(Turned(layers=1), 1), max_length=64, name="turned")
+    texts = []
+    for k in (0, 4):
+        executor = CapturedExecutor(model, model, 95)
+        decoder = pard_rt.Decoder(executor, num_speculative_tokens=k, max_batch_size=1)
+        sequence = decoder.add([3, 1, 4], max_new_tokens=20)
+        decoder.run()
+        texts.append(sequence.generated.tolist())
+    assert texts[0] == texts[1]

@@ -178,6 +178,18 @@ def test_tokens_per_round_are_measured_on_held_out_documents(
         train(base, [data], tmp_path / "o", target=tmp_path, max_length=40)
 
 
+def test_lines_of_a_lost_training_are_dropped(tmp_path: Path, tiny_models: TinyModels) -> None:
+    data = tmp_path / "data.txt"
+    data.write_text(TEXT)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "training.jsonl").write_text('{"step": 20}\n{"step": 4')
+    base = tiny_models.checkpoint("llama", seed=9)
+    train(base, [data], tmp_path / "out", max_length=100, log=lambda _: None)
+    lines = (tmp_path / "out" / "training.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1]
+    assert (tmp_path / "out" / "training.svg").exists()
+
+
 def test_the_card_says_how_the_draft_was_made(
     tmp_path: Path, tiny_models: TinyModels, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -60,7 +60,7 @@ class OwnSeam:
         if logits.dtype not in TOLERANCE:
             kinds = " or ".join(str(dtype).removeprefix("torch.") for dtype in TOLERANCE)
             raise self._wrong("logits of another type", kinds, logits)
-        return logits
+        return logits.contiguous()  # kernels know the stride of rows alone
 
     def vocab_size(self) -> int:
         """Run one token, and return how many logits it gets."""

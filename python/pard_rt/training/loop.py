@@ -150,6 +150,8 @@ class Trainer:
         self._rates = [optimizer.param_groups[0]["lr"] for optimizer in self._optimizers]
         if checkpoint.is_file():
             self._load()
+        elif self._workers.is_first:
+            self.history.unlink(missing_ok=True)  # of a training that is not gone on from
 
     @property
     def history(self) -> Path:

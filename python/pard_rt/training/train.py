@@ -91,7 +91,7 @@ def train(
     data
         Files: see `read_documents`.
     output
-        Folder to write; the state to go on from lies in it until the end.
+        Folder to write; the state to go on from, ``training.pt``, stays in it.
     settings
         K in training and conditional drop.
     mask_token_id
@@ -276,7 +276,7 @@ def _draw(history: Path, output: Path, log: Callable[[str], None]) -> bool:
         return False
     try:
         plot_curves(history, output / CURVES)
-    except RuntimeMissingError as error:
+    except (RuntimeMissingError, ValueError, KeyError, IndexError) as error:  # the draft matters
         log(f"no picture of the curves: {error}")
         return False
     return True
