@@ -43,17 +43,14 @@ def results(found: Json) -> dict[str, Json]:
 
 def goals(found: Json) -> list[Goal]:
     """Compare the numbers of a card with the goals."""
-    exactness = _all_of(found, "exactness")
     rounds = _all_of(found, "rounds, ")
     traces = _all_of(found, "trace, ")
     soaks = _all_of(found, "soak ")
     rows = [row for result in rounds for row in result["recorded"]]
-    plain = [result["plain"] for result in rounds]
-    tokens = [*exactness, *plain, *rows, *soaks] if exactness and rounds and soaks else []
     return [
         Goal(
             "tokens equal to plain decoding, lowest share",
-            min((part["equal tokens"] for part in tokens), default=None),
+            equal_tokens(found),
             at_least=1.0,
         ),
         Goal(
@@ -78,6 +75,19 @@ def goals(found: Json) -> list[Goal]:
         ),
         Goal("memory grown in the soak, largest share", memory_growth(soaks), at_most=0.01),
     ]
+
+
+def equal_tokens(found: Json) -> float | None:
+    """Lowest share of tokens equal to plain decoding: of all steps, or one below 1 of any."""
+    parts: list[Json] = []
+    complete = True
+    for kind in ("exactness", "rounds, ", "soak "):
+        complete = complete and bool(_all_of(found, kind))
+        for name, result in results(found).items():
+            if name.startswith(kind):
+                parts += [result["plain"], *result["recorded"]] if "plain" in result else [result]
+    lowest: float | None = min((part["equal tokens"] for part in parts), default=None)
+    return lowest if complete or (lowest is not None and lowest < 1) else None
 
 
 def _all_of(found: Json, kind: str) -> list[Json]:

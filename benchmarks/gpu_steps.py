@@ -127,7 +127,7 @@ class Steps:
         torch.manual_seed(3)
         target, twin = (load(pair, pair.target, self.device, torch.float32) for _ in range(2))
         twin.module.load_state_dict(target.module.state_dict())
-        compared = 0
+        compared = equal = 0
         for sampling in (
             pard_rt.SamplingParams(),
             pard_rt.SamplingParams(temperature=0.8, top_p=0.9, seed=5),
@@ -137,10 +137,9 @@ class Steps:
             for k in (0, 1, 4, 8):
                 executor = CapturedExecutor(target, twin, 299, max_batch_size=4)
                 decoder = pard_rt.Decoder(executor, num_speculative_tokens=k, max_batch_size=4)
-                if self._texts(decoder, sampling) != expected:
-                    raise RuntimeError(f"other tokens with K = {k}, {sampling.temperature=}")
                 compared += sum(map(len, expected))
-        return {"tokens": compared, "equal tokens": 1.0}
+                equal += _num_equal(self._texts(decoder, sampling), expected)
+        return {"tokens": compared, "equal tokens": equal / compared}
 
     def _texts(self, decoder: pard_rt.Decoder, sampling: pard_rt.SamplingParams) -> list[list[int]]:
         sequences = [
@@ -258,7 +257,7 @@ class Steps:
         The profiler itself takes time between kernels, so this is at most so much.
         """
         k, windows, rounds = 8, 3, 3 if self.dry_run else 80
-        new_tokens = 7 * (windows * rounds + 4)  # rounds yield six, at most
+        new_tokens = 7 * (windows * rounds + 4)  # rounds yield six of them on average
         target = load_counting(pair, self.device, self.dtype)
         draft = load(pair, pair.draft, self.device, self.dtype)
         executor = RecordedExecutor(target, draft, 2048)
@@ -317,17 +316,17 @@ class Steps:
         executor = RecordedExecutor(target, draft, CONTEXT, slots=4)
         decoder = pard_rt.Decoder(executor, max_batch_size=4)
         generator = random.Random(number)
-        tokens = self._soak_cycle(executor, decoder, pair, generator)
+        tokens, equal = self._soak_cycle(executor, decoder, pair, generator)
         before, cycles = memory(self.device), 1
         began = time.perf_counter()
         while cycles == 1 or time.perf_counter() - began < seconds:
-            tokens += self._soak_cycle(executor, decoder, pair, generator)
-            cycles += 1
+            more, more_equal = self._soak_cycle(executor, decoder, pair, generator)
+            tokens, equal, cycles = tokens + more, equal + more_equal, cycles + 1
         after = memory(self.device)
         return {
             "recorded, tokens": tokens,
             "cycles": cycles,
-            "equal tokens": 1.0,
+            "equal tokens": equal / tokens,
             "memory": [{"when": "start"} | before, {"when": "end"} | after],
         }
 
@@ -337,9 +336,10 @@ class Steps:
         decoder: pard_rt.Decoder,
         pair: Pair,
         generator: random.Random,
-    ) -> int:
+    ) -> tuple[int, int]:
+        """Return how many tokens were decoded, and how many of them are the target's own."""
         new_tokens = self.new_tokens // 2
-        tokens = 0
+        tokens = equal = 0
         for batch in (1, 2, 4):
             for shortest, longest in ((20, 80), (260, 330)):  # in a context of 256, of 512
                 prompts = [
@@ -354,7 +354,12 @@ class Steps:
                     found = [decoder.add(prompt, max_new_tokens=new_tokens) for prompt in prompts]
                     decoder.run()
                     executor.rounds.clear()
-                    if [sequence.generated.tolist() for sequence in found] != texts:
-                        raise RuntimeError(f"other tokens with K = {k} and {batch} sequences")
                     tokens += batch * new_tokens
-        return tokens
+                    equal += _num_equal([each.generated.tolist() for each in found], texts)
+        return tokens, equal
+
+
+def _num_equal(texts: list[list[int]], expected: list[list[int]]) -> int:
+    """Count the tokens that stand where they are expected."""
+    pairs = zip(texts, expected, strict=True)
+    return sum(a == b for text, own in pairs for a, b in zip(text, own, strict=False))

@@ -44,6 +44,8 @@ def read_graph(file: Path) -> Graph:
         with file.open("rb") as stream:
             data = memoryview(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
         graph = _parse(data)
+        if not graph.nodes:
+            raise ValueError("no node")
     except (OSError, ValueError) as error:
         raise FolderError(
             f"'{file}' cannot be read",

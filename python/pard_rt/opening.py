@@ -17,6 +17,8 @@ from pard_rt.hub import locate
 from pard_rt.text import TokenText
 
 if TYPE_CHECKING:
+    import torch
+
     from pard_rt.loading import LoadedModel
 
 Kind = Literal["onnx", "hugging face"]
@@ -236,6 +238,7 @@ def _open_module(
             f"device {device}, {threads} threads",
             f"Pass device='{there.type}', or move the module before it is wrapped.",
         )
+    _require_current(name, there)
     if max_length is not None and not is_target:
         max_length = min(max_length, source.facts.max_length)
     loaded = refit(source, max_length=max_length, mask_token_id=mask_token_id)
@@ -251,6 +254,20 @@ def _open_module(
         return TokenText.of_tokenizer(loaded.tokenizer, loaded.facts.num_tokens)
 
     return _opened(loaded, name, "PyTorch module", threads, text)
+
+
+def _require_current(name: str, there: torch.device) -> None:
+    """Refuse a module on another card than the current one, where rounds are captured."""
+    import torch
+
+    if there.type != "cuda" or there.index in (None, current := torch.cuda.current_device()):
+        return
+    raise InvalidArgumentError(
+        f"The module {name} is on another card than PyTorch's current one",
+        f"cuda:{current}",
+        str(there),
+        f"Call torch.cuda.set_device({there.index}) first.",
+    )
 
 
 def _opened(

@@ -326,6 +326,13 @@ def test_a_goal_waits_for_all_its_steps(step: str, unknown: list[int]) -> None:
     assert f"Not done: {step}." in page(found)
 
 
+def test_other_tokens_are_a_failure_whatever_else_is_not_done() -> None:
+    found = card()
+    found["steps"]["exactness"]["result"]["equal tokens"] = 0.5
+    found["steps"]["soak 2 of 3, llama-3.1-8b + 1b"] = {"versions": "1", "error": "no memory"}
+    assert goals(found)[0].verdict == "FAIL"
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 @pytest.mark.parametrize("step", ["kernels", "exactness"])
 def test_kernels_and_rounds_on_the_card(step: str, tmp_path: Path) -> None:

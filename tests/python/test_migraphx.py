@@ -129,6 +129,9 @@ def test_files_that_are_no_graph(tmp_path: Path, tiny_models: TinyModels) -> Non
         (tmp_path / "model.onnx").write_bytes(content)
         with pytest.raises(FolderError, match="an ONNX graph"):
             read_graph(tmp_path / "model.onnx")
+    (tmp_path / "model.onnx").write_bytes(b"\0" * 100)
+    with pytest.raises(FolderError, match="an ONNX graph"):
+        read_graph(tmp_path / "model.onnx")
     with pytest.raises(FolderError, match="No such file"):
         read_graph(tmp_path / "none")
 

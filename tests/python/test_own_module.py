@@ -302,3 +302,20 @@ def test_logits_may_lie_in_any_order() -> None:
         decoder.run()
         texts.append(sequence.generated.tolist())
     assert texts[0] == texts[1]
+
+
+def test_a_module_on_another_card_than_the_current_one_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = pard_rt.wrap(seeded(Rotary(layers=1), 1), max_length=64, name="elsewhere")
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(
+        "pard_rt.models.own_seam.OwnSeam.device", property(lambda _: torch.device("cuda", 1))
+    )
+    with pytest.raises(InvalidArgumentError, match=r"set_device\(1\)"):
+        open_model(model, device="cuda")
+
+
+def test_a_wrapped_module_may_be_opened_for_one_position() -> None:
+    model = pard_rt.wrap(seeded(Rotary(layers=1), 1), max_length=64)
+    assert open_model(model, max_length=1).info.max_length == 1

@@ -198,11 +198,12 @@ def test_the_card_says_how_the_draft_was_made(
     base = tiny_models.checkpoint("llama", seed=9)
     settings = MaskPrediction(3, 0.5, 0.25)
     options: Any = {"settings": settings, "max_length": 100, "learning_rate": 2e-4, "epochs": 25}
-    done = train(base, [data], tmp_path / "my-draft", log=lambda _: None, **options)
+    done = train(base, [data], tmp_path / 'my "draft"', log=lambda _: None, **options)
     card = (done.folder / "README.md").read_text()
     front = card.split("---\n")[1]
     assert f'base_model: "{base.name}"' in front
-    assert "# my-draft\n" in card
+    assert '# my "draft"\n' in card
+    assert r'Generator("TARGET", "my \"draft\"")' in card
     for line in (
         f"| seen | {done.tokens} tokens in {done.steps} steps |",
         "| K in training | 3 |",
@@ -338,7 +339,8 @@ def test_a_state_is_not_gone_on_from_with_other_data_or_settings(
     before = (tmp_path / "out" / "model.safetensors").read_bytes()
     for change in (
         {"learning_rate": 2e-4}, {"seed": 1}, {"max_length": 90}, {"tokens_per_step": 200},
-        {"settings": MaskPrediction(3)}, {"mask_token_id": NUM_TOKENS + 1},
+        {"settings": MaskPrediction(3)}, {"dtype": torch.bfloat16},
+        {"mask_token_id": NUM_TOKENS + 1},
     ):  # fmt: skip
         with pytest.raises(pard_rt.FolderError, match="the state of another training"):
             train(base, [data], tmp_path / "out", **{**same, **change})

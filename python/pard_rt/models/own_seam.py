@@ -80,7 +80,7 @@ class OwnSeam:
         self._module.eval()
         with self._trying():
             self._run_last_position(max_length)
-            return self._compare_packed(min(_TRIED, max_length))
+            return self._compare_packed(min(_TRIED, max(2, max_length)))
 
     @contextmanager
     def _trying(self) -> Iterator[None]:

@@ -53,7 +53,7 @@ def model_card(
         "```python",
         "import pard_rt",
         "",
-        f'generator = pard_rt.Generator("TARGET", "{name}")',
+        f'generator = pard_rt.Generator("TARGET", {json.dumps(name)})',
         "```",
         "",
         "## Acceptance",

@@ -97,7 +97,8 @@ def train(
     mask_token_id
         By default one the model does not use: see `choose_mask_token`.
     epochs
-        How often everything is seen; more than before lengthens a training that is there.
+        How often everything is seen, to a step or so: each lays the documents out anew. More than
+        before lengthen a training that is there.
     max_length
         Tokens of a document that are seen together.
     tokens_per_step
@@ -204,6 +205,8 @@ def train(
         output / "training.pt",
         settings={
             "model": loaded.facts.name,
+            "dtype": str(dtype),
+            "held out for a target": len(held_out),
             "data": digest_documents(documents),
             **asdict(settings),
             "mask_token_id": mask,
