@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from math import ceil
-from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
@@ -30,10 +29,10 @@ from gpu_models import (
     load,
     load_counting,
 )
+from gpu_onnx import Provider, decode_demo, provider_here
 from gpu_stand_ins import RecordedAssistant, RecordedExecutor, break_text
 from gpu_transformers import generate
-from pard_rt._core import KernelSet
-from pard_rt.models.captured_executor import CapturedExecutor, code_object_for, try_kernels
+from pard_rt.models.captured_executor import CapturedExecutor, open_kernels, try_kernels
 from pard_rt.models.torch_model import TorchModel
 
 DRAFTED_K = (2, 4, 8, 12)
@@ -90,6 +89,10 @@ class Steps:
             Step("bandwidth", 20, self.bandwidth),
             Step("draft training", 150, self.draft_training),
         ]
+        provider: Provider | None = "cpu" if self.dry_run else provider_here()
+        if provider is not None:
+            onnx = partial(decode_demo, provider, self.new_tokens, self.turns)
+            steps.append(Step("exactness, onnx", 60, onnx))
         for name, pair in pairs.items():
             steps += [
                 Step(f"rounds, {name}", 120, partial(self.rounds, pair)),
@@ -113,13 +116,12 @@ class Steps:
     def kernels(self) -> Json:
         """Choose on the device what choose() chooses on the host, from rows of all types."""
         torch.zeros(1, device=self.device)  # a driver loads code into the context that this makes
-        driver, path = code_object_for(self.device)
-        kernels = KernelSet(driver, path)
+        kernels = open_kernels(self.device)
         for dtype in (torch.float32, torch.float16, torch.bfloat16):
             for vocab in (259, 1000 if self.dry_run else 151936):
                 logits = (3 * torch.randn(9, vocab)).to(self.device, dtype)
                 try_kernels(kernels, logits)
-        return {"same": True, "code object": Path(path).name or "host"}
+        return {"same": True, "code object": kernels.code_object or "host"}
 
     def exactness(self) -> Json:
         """Decode tiny float32 models: captured rounds give the composed executor's tokens."""

@@ -72,14 +72,17 @@ std::optional<DType> dtype_of(const DLTensor& tensor) {
   return std::nullopt;
 }
 
-Device device_of(const DLTensor& tensor) {
+void check_device(const DLTensor& tensor) {
   switch (tensor.device_type) {
     case device_cpu:
     case device_cuda_host:
     case device_rocm_host:
-      return Device::cpu;
+      return;
     default:
-      return Device::gpu;
+      throw ModelError(
+          {"Logits cannot be read", "a tensor in the host's memory",
+           "one on a device (DLPack device type " + std::to_string(tensor.device_type) + ")",
+           "Return logits.cpu()."});
   }
 }
 
@@ -92,6 +95,7 @@ BorrowedLogits borrow_logits(const py::object& tensor) {
   }
   const py::capsule capsule = export_tensor(tensor);
   const DLTensor& dl = tensor_in(capsule);
+  check_device(dl);
   const std::optional<DType> dtype = dtype_of(dl);
   if (!dtype) {
     throw ModelError({"Logits have a type that cannot be chosen from",
@@ -116,7 +120,7 @@ BorrowedLogits borrow_logits(const py::object& tensor) {
     if (dl.ndim == 2) row_stride = dl.strides[0];
   }
   const char* data = static_cast<const char*>(dl.data) + dl.byte_offset;
-  return {capsule, {data, *dtype, device_of(dl), num_rows, vocab_size, row_stride}};
+  return {capsule, {data, *dtype, num_rows, vocab_size, row_stride}};
 }
 
 }  // namespace pard::python

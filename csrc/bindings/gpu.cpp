@@ -1,8 +1,9 @@
-#include "kernel_set.h"
+#include "gpu.h"
 
 #include <pybind11/stl.h>
 
 #include <string>
+#include <vector>
 
 #include "bindings.h"
 #include "pard/error.h"
@@ -29,16 +30,19 @@ std::int32_t dtype_of(const std::string& name) {
                          "float32, float16 or bfloat16", name, "Convert the model."});
 }
 
-std::unique_ptr<KernelSet> open_kernels(const std::string& driver, const std::string& path) {
-  if (driver == "host") return gpu::host_kernels();
-  return gpu::load_kernels(driver == "cuda" ? gpu::Driver::cuda : gpu::Driver::hip, path);
-}
-
 }  // namespace
+
+std::unique_ptr<KernelSet> open_kernels(const std::string& driver,
+                                        const std::vector<std::string>& code_objects) {
+  if (driver == "host") return gpu::host_kernels();
+  return gpu::load_kernels(driver == "cuda" ? gpu::Driver::cuda : gpu::Driver::hip, code_objects);
+}
 
 void register_gpu(py::module_& module) {
   py::classh<KernelSet>(module, "KernelSet")
-      .def(py::init(&open_kernels), py::arg("driver"), py::arg("code_object") = "")
+      .def(py::init(&open_kernels), py::arg("driver"),
+           py::arg("code_objects") = std::vector<std::string>{})
+      .def_property_readonly("code_object", &KernelSet::code_object)
       .def(
           "build_input",
           [](const KernelSet& self, std::uintptr_t tokens, std::uintptr_t lengths,

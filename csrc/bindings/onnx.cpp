@@ -8,6 +8,8 @@
 #include <vector>
 
 #include "bindings.h"
+#include "gpu.h"
+#include "kernel_choosing.h"
 #include "pard/onnx/onnx_model.h"
 
 namespace pard::python {
@@ -86,6 +88,14 @@ void register_onnx(py::module_& module) {
       .def_property_readonly("onnxruntime_version",
                              [](const OnnxModel& self) { return self.library().version(); })
       .def("cached_rows", &cached_rows, py::arg("sequence"), py::arg("layer"), py::arg("length"))
+      .def(
+          "choose_on_device",
+          [](OnnxModel& self, const std::string& driver,
+             const std::vector<std::string>& code_objects) {
+            self.choose_on(
+                std::make_shared<gpu::KernelChoosing>(open_kernels(driver, code_objects)));
+          },
+          py::arg("driver"), py::arg("code_objects") = std::vector<std::string>{})
       .def("probe", &OnnxModel::probe, py::call_guard<py::gil_scoped_release>());
   module.def(
       "onnxruntime_providers",

@@ -1,6 +1,9 @@
 #define PARD_GPU_LANES 1
 #include "kernels.h"
 //
+#include <cstddef>
+#include <cstring>
+
 #include "kernel_set.h"
 
 namespace pard::gpu {
@@ -20,6 +23,16 @@ class HostKernels final : public KernelSet {
     for (y = 0; y < num_slots; ++y) {
       for (x = 0; x < args.num_rows; ++x) gpu::choose_and_verify(args, scratch);
     }
+  }
+
+  std::shared_ptr<void> allocate(std::size_t bytes) const override {
+    return std::make_unique<std::byte[]>(bytes);
+  }
+  void write(void* to, const void* from, std::size_t bytes) const override {
+    std::memcpy(to, from, bytes);
+  }
+  void read(void* to, const void* from, std::size_t bytes) const override {
+    std::memcpy(to, from, bytes);
   }
 };
 

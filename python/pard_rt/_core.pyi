@@ -365,7 +365,7 @@ class RoundExecutor:
 
 @final
 class KernelSet:
-    """The kernels of a round: on a GPU, from a code object, or on the host.
+    """The kernels of a round: on a GPU, from code objects, or on the host.
 
     Addresses are integers, as ``Tensor.data_ptr()`` gives them; csrc/gpu/round.h says what lies
     there.
@@ -374,16 +374,20 @@ class KernelSet:
     ----------
     driver : str
         "host", "cuda" or "hip".
-    code_object : str
-        A file built for the card.
+    code_objects : list of str
+        Files, of which the first that the driver takes is loaded (`pard_rt.code_objects`).
 
     Raises
     ------
     RuntimeMissingError
-        There is no driver, or it does not take the code object.
+        There is no driver, or it takes none of them.
     """
 
-    def __init__(self, driver: str, code_object: str = "") -> None: ...
+    def __init__(self, driver: str, code_objects: list[str] = ...) -> None: ...
+    @property
+    def code_object(self) -> str:
+        """The name of the file that was loaded; empty on the host."""
+
     def build_input(
         self,
         *,
@@ -733,8 +737,28 @@ class OnnxModel(Model):
         ------
         InvalidArgumentError
             The layer or that many rows are not there.
+        """
+
+    def choose_on_device(self, driver: str, code_objects: list[str] = ...) -> None:
+        """Leave logits in the device's memory from now on, and choose from them there.
+
+        To be called in the thread that opened the model: its provider has made the device current.
+
+        Parameters
+        ----------
+        driver : str
+            "cuda" or "hip"; "host" over the memory of the CPU provider.
+        code_objects : list of str
+            Files, of which the first that the driver takes is loaded (`pard_rt.code_objects`).
+
+        Raises
+        ------
+        InvalidArgumentError
+            Keys and values lie in the host's memory.
+        RuntimeMissingError
+            There is no driver, or it takes none of the code objects.
         ModelError
-            The cache lies in a device's memory.
+            The device chooses other tokens than the host.
         """
 
     def probe(self) -> ProbeReport:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
+import warnings
+
 __all__ = [
     "Error",
     "FallbackWarning",
@@ -81,3 +84,12 @@ class FallbackWarning(UserWarning):
 def first_line(error: BaseException) -> str:
     """Return what an exception says first, or its type where it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def fall_back(instead: str, error: Error) -> None:
+    """Give a `FallbackWarning` at the line that called the package."""
+    frame = inspect.currentframe()
+    depth = 0
+    while frame is not None and frame.f_globals["__name__"].partition(".")[0] == "pard_rt":
+        frame, depth = frame.f_back, depth + 1
+    warnings.warn(FallbackWarning(instead, error), stacklevel=depth + 1)

@@ -6,7 +6,6 @@ import copy
 import secrets
 import threading
 import time
-import warnings
 from collections import deque
 from collections.abc import Callable
 from collections.abc import Sequence as ListLike
@@ -29,10 +28,10 @@ from pard_rt._core import (
     TokenEvent,
 )
 from pard_rt.errors import (
-    FallbackWarning,
     IncompatibleModelsError,
     InvalidArgumentError,
     RuntimeMissingError,
+    fall_back,
 )
 from pard_rt.opening import Backend, OpenedModel, Source, open_model
 from pard_rt.text import TextStream, TokenText
@@ -323,7 +322,7 @@ class Generator:
         except RuntimeMissingError as error:
             missed = "neither captured nor compiled" if self._torch_compile else "not captured"
             instead = f"Rounds are {missed}: forwards run on the card one by one, slower"
-            warnings.warn(FallbackWarning(instead, error), stacklevel=4)
+            fall_back(instead, error)
             return None
 
     @property

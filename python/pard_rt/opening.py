@@ -12,7 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from pard_rt._core import Model, ModelInfo, OnnxModel, ProbeReport, probe_model, read_folder
-from pard_rt.errors import FolderError, InvalidArgumentError, ModelError, RuntimeMissingError
+from pard_rt.code_objects import Driver, code_objects
+from pard_rt.errors import (
+    FolderError,
+    InvalidArgumentError,
+    ModelError,
+    RuntimeMissingError,
+    fall_back,
+)
 from pard_rt.hub import locate
 from pard_rt.text import TokenText
 
@@ -132,6 +139,14 @@ def open_model(
     return _open_hugging_face(path, device, threads, is_target, max_length, mask_token_id)
 
 
+def _choose_on_device(model: OnnxModel, driver: Driver) -> None:
+    try:
+        model.choose_on_device(driver, code_objects(driver))
+    except RuntimeMissingError as error:
+        instead = "Tokens are chosen on the host: logits are copied there, slower"
+        fall_back(instead, error)
+
+
 def _open_onnx(
     path: Path,
     device: str,
@@ -151,6 +166,8 @@ def _open_onnx(
         max_length=max_length,
         probe=False,
     )
+    if device != "cpu":
+        _choose_on_device(model, "cuda" if device == "cuda" else "hip")
     contract = model.contract
     mask = contract.mask_token_id if mask_token_id is None else mask_token_id
     facts = ["ONNX folder", contract.form, contract.weights or "weights not said", device]

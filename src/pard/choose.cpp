@@ -9,6 +9,7 @@
 #include "choose_arithmetic.h"
 #include "choose_kernels.h"
 #include "error.h"
+#include "logits_device.h"
 #include "noise.h"
 
 namespace pard {
@@ -22,18 +23,21 @@ const Kernels& kernels() {
 }
 
 void check_row(const LogitsRow& row) {
-  if (row.device != Device::cpu) {
-    throw ModelError(
-        {"This logits row cannot be chosen from on the CPU", "a row in CPU memory",
-         "a row in GPU memory",
-         "Choose on the device that holds the logits, or copy them to the host first."});
-  }
   if (row.size < 1 || row.size > max_vocab_size) {
     throw LogitsError({"A logits row has an unusable length",
                        "1 to " + std::to_string(max_vocab_size) + " entries",
                        std::to_string(row.size),
                        "Check the vocab_size of the LogitsView the model returned."});
   }
+}
+
+// The row where the host can read it: itself, or its copy.
+LogitsRow on_host(LogitsRow row, std::vector<std::byte>& copy) {
+  check_row(row);
+  if (row.device == nullptr) return row;
+  copy.resize(static_cast<std::size_t>(row.size) * size_of(row.dtype));
+  row.device->read(copy.data(), row.data, copy.size());
+  return {copy.data(), row.dtype, row.size};
 }
 
 // Elements [first, first + count) as floats: in place, or converted into `converted`.
@@ -201,17 +205,19 @@ void SamplingParams::validate() const {
           "Use 0 to keep every token.");
 }
 
-Token choose(const LogitsRow& row, const SamplingParams& params, std::int64_t position) {
+Token choose(const LogitsRow& borrowed, const SamplingParams& params, std::int64_t position) {
   params.validate();
-  check_row(row);
+  std::vector<std::byte> copy;
+  const LogitsRow row = on_host(borrowed, copy);
   const Maxima maxima = find_maxima(row);
   if (params.temperature == 0.0F) return maxima.argmax;
   const Row prepared = prepare(row, maxima, 1.0F / params.temperature);
   return kernels().best(prepared, filter(prepared, params), params.seed, position);
 }
 
-double log_probability(const LogitsRow& row, Token token) {
-  check_row(row);
+double log_probability(const LogitsRow& borrowed, Token token) {
+  std::vector<std::byte> copy;
+  const LogitsRow row = on_host(borrowed, copy);
   if (token < 0 || token >= row.size) {
     throw InvalidArgument({"This token id has no logit", "0 to " + std::to_string(row.size - 1),
                            std::to_string(token), "Pass an id of the model's own vocabulary."});
@@ -221,8 +227,9 @@ double log_probability(const LogitsRow& row, Token token) {
   return distance - std::log(kernels().sum_exp(prepared));
 }
 
-void widen(const LogitsRow& row, float* out) {
-  check_row(row);
+void widen(const LogitsRow& borrowed, float* out) {
+  std::vector<std::byte> copy;
+  const LogitsRow row = on_host(borrowed, copy);
   const float* logits = floats_of(row, 0, row.size, out);
   if (logits != out) std::copy_n(logits, row.size, out);
 }

@@ -41,15 +41,15 @@ struct SamplingParams {
 // Tokens are kept by exact rules: top_p adds up floor(2^40 * exp((row[token] - max(row)) /
 // temperature)), and min_p keeps row[token] >= max(row) + temperature * log(min_p).
 //
-// Throws InvalidArgument where params are out of range, LogitsError where the row holds NaN or +inf
-// or nothing but -inf, ModelError where it is not on the CPU.
+// This runs on the CPU; a row of a device is copied. Throws InvalidArgument where params are out of
+// range, LogitsError where the row holds NaN or +inf or nothing but -inf.
 Token choose(const LogitsRow& row, const SamplingParams& params, std::int64_t position);
 
 // log softmax(row)[token], of the plain row (no temperature, no filter), in nats. Throws like
 // choose(), and InvalidArgument where the row has no such token.
 double log_probability(const LogitsRow& row, Token token);
 
-// Writes the row's elements as floats to out[0 .. row.size). The row is in CPU memory.
+// Writes the row's elements as floats to out[0 .. row.size), in the host's memory.
 void widen(const LogitsRow& row, float* out);
 
 }  // namespace pard

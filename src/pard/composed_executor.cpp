@@ -4,7 +4,6 @@
 #include <stdexcept>
 #include <string>
 
-#include "choose.h"
 #include "error.h"
 #include "stopwatch.h"
 #include "verify.h"
@@ -78,12 +77,17 @@ void ComposedExecutor::draft() {
 
 void ComposedExecutor::run_target() {
   items_.clear();
+  choices_.clear();
   for (const Share& share : shares()) {
     if (share.error) continue;
-    const SequenceId id = share.sequence->id();
-    const std::size_t num_rows = share.prefill_chunk ? 0 : share.num_proposals + 1;
+    const Sequence& sequence = *share.sequence;
+    const std::int64_t num_rows =
+        share.prefill_chunk ? 0 : static_cast<std::int64_t>(share.num_proposals) + 1;
     items_.push_back(
-        {id, target_.cached_length(id), share.input(), static_cast<std::int64_t>(num_rows)});
+        {sequence.id(), target_.cached_length(sequence.id()), share.input(), num_rows});
+    for (std::int64_t i = 0; i < num_rows; ++i) {
+      choices_.request(sequence.params().sampling, sequence.length() + i);
+    }
   }
   if (items_.empty()) return;
   const LogitsView logits = target_.forward(items_);
@@ -92,12 +96,14 @@ void ComposedExecutor::run_target() {
   for (Share& share : shares()) {
     if (share.error) continue;
     share.rows = logits.rows(row, item->num_rows);
+    share.first_row = static_cast<std::size_t>(row);
     row += item->num_rows;
     if (share.prefill_chunk) {
       target_.keep(item->sequence, item->end());
     }
     ++item;
   }
+  choices_.take(logits);
 }
 
 std::span<const SequenceRound> ComposedExecutor::collect() {
@@ -118,8 +124,7 @@ SequenceRound ComposedExecutor::verify_share(Share& share) const {
   Verdict verdict;
   try {
     verdict = verify(proposals, [&](int i) {
-      const Token choice =
-          choose(share.rows.row(i), sequence.params().sampling, sequence.length() + i);
+      const Token choice = choices_.at(share.first_row + static_cast<std::size_t>(i));
       ++num_chosen;
       return choice;
     });

@@ -8,6 +8,7 @@
 #include "cached_model.h"
 #include "draft.h"
 #include "executor.h"
+#include "row_choices.h"
 
 namespace pard {
 
@@ -47,6 +48,7 @@ class ComposedExecutor final : public RoundExecutor {
     bool prefill_chunk = false;  // more of the prompt follows: no rows yet
     std::exception_ptr error;
     LogitsView rows;
+    std::size_t first_row = 0;  // of the forward's
 
     std::span<Token> proposals() { return std::span(tokens).subspan(num_committed, num_proposals); }
     std::span<const Token> input() const {
@@ -72,6 +74,7 @@ class ComposedExecutor final : public RoundExecutor {
   std::vector<DraftRequest> requests_;
   std::vector<Share*> requesting_;
   std::vector<ForwardItem> items_;
+  RowChoices choices_;
   std::vector<SequenceRound> rounds_;
 };
 

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <string>
 
-#include "choose.h"
 #include "error.h"
 
 namespace pard {
@@ -55,16 +54,32 @@ void Drafter::take_uncached(const Sequence& sequence, std::vector<Token>& input)
   }
 }
 
-void Drafter::choose_proposal(DraftRequest& request, std::size_t index, const LogitsView& logits,
-                              std::int64_t row) const {
+void Drafter::clear_items() {
+  items_.clear();
+  choices_.clear();
+}
+
+void Drafter::add_item(const Sequence& sequence, std::int64_t past_length,
+                       std::span<const Token> input, std::size_t first, std::size_t count) {
+  items_.push_back({sequence.id(), past_length, input, static_cast<std::int64_t>(count)});
+  for (std::size_t i = first; i < first + count; ++i) {
+    choices_.request(sequence.params().sampling, sequence.length() + static_cast<std::int64_t>(i));
+  }
+}
+
+void Drafter::forward_items() {
+  LogitsView logits = model_.forward(items_);
+  logits.vocab_size = num_proposable_;
+  choices_.take(logits);
+}
+
+void Drafter::choose_proposal(DraftRequest& request, std::size_t index, std::size_t row) const {
   if (request.error) return;
-  const Sequence& sequence = *request.sequence;
-  LogitsRow tokens = logits.row(row);
-  tokens.size = num_proposable_;
-  const std::int64_t position = sequence.length() + static_cast<std::int64_t>(index);
   try {
-    request.proposals[index] = choose(tokens, sequence.params().sampling, position);
+    request.proposals[index] = choices_.at(row);
   } catch (const LogitsError& error) {
+    const Sequence& sequence = *request.sequence;
+    const std::int64_t position = sequence.length() + static_cast<std::int64_t>(index);
     request.error = std::make_exception_ptr(locate(error, info().name, sequence.id(), position));
   }
 }
@@ -81,21 +96,20 @@ ParallelDrafter::ParallelDrafter(std::shared_ptr<Model> draft, Token mask_token_
 }
 
 void ParallelDrafter::propose_caught_up(std::span<DraftRequest> batch) {
-  items_.clear();
+  clear_items();
   for (std::size_t i = 0; i < batch.size(); ++i) {
     const Sequence& sequence = *batch[i].sequence;
     const std::size_t num_proposals = batch[i].proposals.size();
     take_uncached(sequence, inputs_[i]);
     inputs_[i].insert(inputs_[i].end(), num_proposals - 1, mask_token_id_);
-    items_.push_back({sequence.id(), past_length(sequence), inputs_[i],
-                      static_cast<std::int64_t>(num_proposals)});
+    add_item(sequence, past_length(sequence), inputs_[i], 0, num_proposals);
   }
-  const LogitsView logits = model_.forward(items_);
-  std::int64_t row = 0;
+  forward_items();
+  std::size_t row = 0;
   for (DraftRequest& request : batch) {
     model_.keep(request.sequence->id(), request.sequence->length());
     for (std::size_t i = 0; i < request.proposals.size(); ++i) {
-      choose_proposal(request, i, logits, row++);
+      choose_proposal(request, i, row++);
     }
   }
 }
@@ -106,7 +120,7 @@ AutoregressiveDrafter::AutoregressiveDrafter(std::shared_ptr<Model> draft,
 
 void AutoregressiveDrafter::propose_caught_up(std::span<DraftRequest> batch) {
   for (std::size_t step = 0;; ++step) {
-    items_.clear();
+    clear_items();
     requests_.clear();
     for (std::size_t i = 0; i < batch.size(); ++i) {
       DraftRequest& request = batch[i];
@@ -119,14 +133,12 @@ void AutoregressiveDrafter::propose_caught_up(std::span<DraftRequest> batch) {
         inputs_[i].assign(1, request.proposals[step - 1]);
         past = sequence.length() + static_cast<std::int64_t>(step) - 1;
       }
-      items_.push_back({sequence.id(), past, inputs_[i], 1});
+      add_item(sequence, past, inputs_[i], step, 1);
       requests_.push_back(&request);
     }
-    if (items_.empty()) return;
-    const LogitsView logits = model_.forward(items_);
-    for (std::size_t i = 0; i < requests_.size(); ++i) {
-      choose_proposal(*requests_[i], step, logits, static_cast<std::int64_t>(i));
-    }
+    if (!has_items()) return;
+    forward_items();
+    for (std::size_t i = 0; i < requests_.size(); ++i) choose_proposal(*requests_[i], step, i);
   }
 }
 

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "cached_model.h"
+#include "row_choices.h"
 #include "sequence.h"
 #include "types.h"
 
@@ -64,16 +65,25 @@ class Drafter {
   // Writes committed[past_length : n] to `input`.
   void take_uncached(const Sequence& sequence, std::vector<Token>& input) const;
 
-  // Chooses proposals[index] from `row`, in the terms of the request.
-  void choose_proposal(DraftRequest& request, std::size_t index, const LogitsView& logits,
-                       std::int64_t row) const;
+  // The draft's forward is put together item by item. The last `count` rows of an item are the
+  // sequence's proposals from `first` on.
+  void clear_items();
+  void add_item(const Sequence& sequence, std::int64_t past_length, std::span<const Token> input,
+                std::size_t first, std::size_t count);
+  bool has_items() const { return !items_.empty(); }
+  void forward_items();
+
+  // Takes proposals[index] from a row of that forward.
+  void choose_proposal(DraftRequest& request, std::size_t index, std::size_t row) const;
 
   CachedModel model_;
   std::vector<std::vector<Token>> inputs_;  // per request; reused from round to round
-  std::vector<ForwardItem> items_;
 
  private:
   void catch_up(const Sequence& sequence);
+
+  std::vector<ForwardItem> items_;
+  RowChoices choices_;
 
   Token filler_;
   std::int64_t prefill_chunk_;
@@ -113,7 +123,7 @@ class AutoregressiveDrafter final : public Drafter {
  private:
   void propose_caught_up(std::span<DraftRequest> batch) override;
 
-  std::vector<DraftRequest*> requests_;  // those items_ speaks of
+  std::vector<DraftRequest*> requests_;  // one for every item
 };
 
 // Throws IncompatibleModels where the token ids of `draft` are not those of `target`. Digests of

@@ -6,8 +6,8 @@
 namespace pard {
 
 enum class DType : std::uint8_t { f32, f16, bf16 };
-enum class Device : std::uint8_t { cpu, gpu };
 
+class LogitsDevice;
 constexpr std::size_t size_of(DType dtype) { return dtype == DType::f32 ? 4 : 2; }
 
 // One row of logits: `size` contiguous elements, one per token id, borrowed from the Model that
@@ -15,8 +15,8 @@ constexpr std::size_t size_of(DType dtype) { return dtype == DType::f32 ? 4 : 2;
 struct LogitsRow {
   const void* data = nullptr;
   DType dtype = DType::f32;
-  Device device = Device::cpu;
   std::int64_t size = 0;
+  const LogitsDevice* device = nullptr;  // null: `data` is in the host's memory
 };
 
 // The logits a forward returned, borrowed until the Model's next forward: [num_rows, vocab_size],
@@ -24,18 +24,18 @@ struct LogitsRow {
 struct LogitsView {
   const void* data = nullptr;
   DType dtype = DType::f32;
-  Device device = Device::cpu;
   std::int64_t num_rows = 0;
   std::int64_t vocab_size = 0;
   std::int64_t row_stride = 0;
+  const LogitsDevice* device = nullptr;
 
   LogitsRow row(std::int64_t index) const {
     const auto offset = static_cast<std::size_t>(index * row_stride) * size_of(dtype);
-    return {static_cast<const char*>(data) + offset, dtype, device, vocab_size};
+    return {static_cast<const char*>(data) + offset, dtype, vocab_size, device};
   }
 
   LogitsView rows(std::int64_t first, std::int64_t count) const {
-    return {row(first).data, dtype, device, count, vocab_size, row_stride};
+    return {row(first).data, dtype, count, vocab_size, row_stride, device};
   }
 };
 

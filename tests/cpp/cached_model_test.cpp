@@ -65,13 +65,13 @@ TEST_CASE("logits of another shape are refused") {
   const std::vector<Token> tokens = {1};
   const ForwardItem item{1, 0, tokens, 1};
   CachedModel model(canned);
-  canned->logits = {data.data(), DType::f32, Device::cpu, 2, 4, 4};
+  canned->logits = {data.data(), DType::f32, 2, 4, 4};
   CHECK_THROWS_AS(model.forward({&item, 1}), ModelError);
-  canned->logits = {data.data(), DType::f32, Device::cpu, 1, 3, 3};
+  canned->logits = {data.data(), DType::f32, 1, 3, 3};
   CHECK_THROWS_AS(model.forward({&item, 1}), ModelError);
-  canned->logits = {nullptr, DType::f32, Device::cpu, 1, 4, 4};
+  canned->logits = {nullptr, DType::f32, 1, 4, 4};
   CHECK_THROWS_AS(model.forward({&item, 1}), ModelError);
-  canned->logits = {data.data(), DType::f32, Device::cpu, 1, 4, 4};
+  canned->logits = {data.data(), DType::f32, 1, 4, 4};
   CHECK_NOTHROW(model.forward({&item, 1}));
 }
 

@@ -1,5 +1,6 @@
 // choose() against a slow twin written from its definition, and its kernels against each other.
 
+#include "fake_model.h"
 #include "pard/choose.h"
 
 #include <doctest/doctest.h>
@@ -19,7 +20,6 @@
 
 namespace {
 
-using pard::Device;
 using pard::DType;
 using pard::LogitsRow;
 using pard::SamplingParams;
@@ -29,7 +29,7 @@ constexpr float infinity = std::numeric_limits<float>::infinity();
 constexpr float not_a_number = std::numeric_limits<float>::quiet_NaN();
 
 LogitsRow row_of(const std::vector<float>& logits) {
-  return {logits.data(), DType::f32, Device::cpu, static_cast<std::int64_t>(logits.size())};
+  return {logits.data(), DType::f32, static_cast<std::int64_t>(logits.size())};
 }
 
 Token choose(const std::vector<float>& logits, const SamplingParams& params = {},
@@ -328,8 +328,8 @@ TEST_CASE("a 16-bit row chooses what its values chosen as floats do") {
       half_values.push_back(static_cast<float>(value_of_half(half)));
     }
     const auto count = static_cast<std::int64_t>(size);
-    const LogitsRow half_row{halves.data(), DType::f16, Device::cpu, count};
-    const LogitsRow bfloat_row{bfloats.data(), DType::bf16, Device::cpu, count};
+    const LogitsRow half_row{halves.data(), DType::f16, count};
+    const LogitsRow bfloat_row{bfloats.data(), DType::bf16, count};
     for (SamplingParams params : many_params()) {
       for (std::int64_t position = 0; position < 5; ++position) {
         REQUIRE(pard::choose(half_row, params, position) == choose(half_values, params, position));
@@ -349,7 +349,7 @@ TEST_CASE("every 16-bit value converts exactly, on every vector width") {
   for (const auto& kernels : pard::detail::available_kernels()) {
     CAPTURE(std::string(kernels.name));
     for (DType dtype : {DType::f16, DType::bf16}) {
-      kernels.widen({all.data(), dtype, Device::cpu, size}, 0, size, values.data());
+      kernels.widen({all.data(), dtype, size}, 0, size, values.data());
       int num_wrong = 0;
       for (std::size_t i = 0; i < all.size(); ++i) {
         const float expected = dtype == DType::f16 ? static_cast<float>(value_of_half(all[i]))
@@ -439,7 +439,7 @@ TEST_CASE("a row with NaN or +inf is refused by the id that holds it") {
     }
   }
   const std::vector<std::uint16_t> half{0x3C00, 0x7C00, 0x7E00};
-  const LogitsRow row{half.data(), DType::f16, Device::cpu, 3};
+  const LogitsRow row{half.data(), DType::f16, 3};
   CHECK(detail_of<pard::LogitsError>([&] { pard::choose(row, {}, 0); }).actual ==
         "+inf for token id 1");
 }
@@ -449,8 +449,18 @@ TEST_CASE("a row no token can be chosen from is refused") {
   CHECK(detail_of<pard::LogitsError>([&] { choose(masked); }).actual ==
         "-inf for all 100 token ids");
   CHECK_THROWS_AS(choose(std::vector<float>{}), pard::LogitsError);
-  CHECK_THROWS_AS(pard::choose({masked.data(), DType::f32, Device::gpu, 100}, {}, 0),
-                  pard::ModelError);
+}
+
+TEST_CASE("a row on a device is copied") {
+  const pard::test::FakeDevice device;
+  const std::vector<float> row{1.0F, -2.0F, 3.0F};
+  std::vector<float> there(row.size()), back(row.size());
+  device.read(there.data(), row.data(), row.size() * sizeof(float));
+  const LogitsRow borrowed{there.data(), DType::f32, 3, &device};
+  pard::widen(borrowed, back.data());
+  CHECK(back == row);
+  CHECK(pard::choose(borrowed, {}, 0) == 2);
+  CHECK(pard::log_probability(borrowed, 0) == pard::log_probability(row_of(row), 0));
 }
 
 TEST_CASE("log_probability refuses a token outside the row") {
@@ -484,7 +494,7 @@ TEST_CASE("of equal scores the lowest id wins, whichever block is looked at firs
   REQUIRE(pard::noise::gumbel(seed, 0, 12) == pard::noise::gumbel(seed, 0, 112));
   std::vector<float> row(128, 0.0F);
   const auto chosen = [&] {
-    return pard::choose({row.data(), DType::f32, Device::cpu, 128},
+    return pard::choose({row.data(), DType::f32, 128},
                         {.temperature = 1.0F, .seed = seed}, 0);
   };
   CHECK(chosen() == 12);
@@ -495,7 +505,7 @@ TEST_CASE("of equal scores the lowest id wins, whichever block is looked at firs
 TEST_CASE("top_p and min_p cut at the exact place among equals") {
   const std::vector<float> row(4, 1.0F);
   for (std::uint64_t seed = 0; seed < 60; ++seed) {
-    const LogitsRow logits{row.data(), DType::f32, Device::cpu, 4};
+    const LogitsRow logits{row.data(), DType::f32, 4};
     CHECK(pard::choose(logits, {.temperature = 1.0F, .top_p = 0.5F, .seed = seed}, 0) < 2);
     CHECK(pard::choose(logits, {.temperature = 1.0F, .top_k = 2, .min_p = 1.0F, .seed = seed}, 0) <
           2);

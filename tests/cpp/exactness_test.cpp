@@ -37,10 +37,14 @@ TEST_CASE("one sequence: ids equal plain decoding's") {
     for (const Method method : methods) {
       for (const Manner manner : manners) {
         for (const int k : ks) {
-          FakePair pair(method, manner, {.num_speculative_tokens = k});
-          const auto sequence = pair.decoder->add(prompt, {sampling, 60, {}, {}});
-          pair.decoder->run();
-          CHECK(generated(*sequence) == expected);
+          for (const bool on_device : {false, true}) {
+            FakePair pair(method, manner, {.num_speculative_tokens = k});
+            if (on_device) pair.use_device();
+            const auto sequence = pair.decoder->add(prompt, {sampling, 60, {}, {}});
+            pair.decoder->run();
+            CHECK(generated(*sequence) == expected);
+            CHECK((pair.device->num_chosen > 60) == on_device);
+          }
         }
       }
     }

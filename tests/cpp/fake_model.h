@@ -1,7 +1,9 @@
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <limits>
+#include <memory>
 #include <optional>
 #include <span>
 #include <stdexcept>
@@ -9,6 +11,8 @@
 #include <vector>
 
 #include "pard/choose.h"
+#include "pard/error.h"
+#include "pard/logits_device.h"
 #include "pard/model.h"
 
 namespace pard::test {
@@ -64,6 +68,33 @@ class FakeLanguage {
  private:
   int vocab_size_;
   std::uint64_t salt_;
+};
+
+// A device whose memory makes no sense to the host: every bit in it is turned over.
+class FakeDevice final : public LogitsDevice {
+ public:
+  void choose(const LogitsView& rows, std::span<const RowRequest> requests,
+              std::span<Token> tokens) const override {
+    std::vector<float> row(static_cast<std::size_t>(rows.vocab_size));
+    for (std::size_t i = 0; i < requests.size(); ++i) {
+      read(row.data(), rows.row(static_cast<std::int64_t>(i)).data, row.size() * sizeof(float));
+      try {
+        tokens[i] = pard::choose({row.data(), DType::f32, rows.vocab_size}, *requests[i].sampling,
+                                 requests[i].position);
+      } catch (const LogitsError&) {
+        tokens[i] = no_token;
+      }
+    }
+    num_chosen += static_cast<int>(requests.size());
+  }
+
+  void read(void* to, const void* from, std::size_t bytes) const override {
+    const auto* in = static_cast<const unsigned char*>(from);
+    std::transform(in, in + bytes, static_cast<unsigned char*>(to),
+                   [](unsigned char byte) { return static_cast<unsigned char>(~byte); });
+  }
+
+  mutable int num_chosen = 0;
 };
 
 // How a fake model's rows relate to its language's.
@@ -129,7 +160,9 @@ class FakeModel : public Model {
       }
     }
     if (forwards_until_failure) --*forwards_until_failure;
-    return {rows_.data(), DType::f32, Device::cpu, num_rows, info_.vocab_size, info_.vocab_size};
+    if (device) device->read(rows_.data(), rows_.data(), rows_.size() * sizeof(float));
+    return {rows_.data(),     DType::f32,       num_rows,
+            info_.vocab_size, info_.vocab_size, device.get()};
   }
 
   void release(SequenceId sequence) noexcept override { caches_.erase(sequence); }
@@ -152,6 +185,7 @@ class FakeModel : public Model {
   std::size_t num_caches() const { return caches_.size(); }
 
   int num_forwards = 0;
+  std::shared_ptr<FakeDevice> device;  // where the rows lie; null: in the host's memory
   std::optional<int> forwards_until_failure;      // 0: the next forward throws
   std::optional<std::int64_t> poisoned_position;  // the row of the token at this position is NaN
 
@@ -184,7 +218,7 @@ inline std::vector<Token> decode_plainly(const FakeLanguage& language, std::vect
   std::vector<Token> generated;
   for (int i = 0; i < count; ++i) {
     const std::vector<float> row = language.row(language.after(tokens));
-    const Token token = choose({row.data(), DType::f32, Device::cpu, language.vocab_size()}, params,
+    const Token token = choose({row.data(), DType::f32, language.vocab_size()}, params,
                                static_cast<std::int64_t>(tokens.size()));
     tokens.push_back(token);
     generated.push_back(token);

@@ -40,6 +40,12 @@ struct FakePair {
     decoder = std::make_unique<Decoder>(std::move(composed), options);
   }
 
+  // Leaves the rows of both models on a device.
+  void use_device() {
+    target->device = device;
+    if (draft) draft->device = device;
+  }
+
   // Whether every cache holds, for `sequence`, what a fresh prefill would.
   bool caches_are_fresh(const Sequence& sequence) const {
     const auto fresh = [&](const FakeModel& model, const CachedModel& cached) {
@@ -53,6 +59,7 @@ struct FakePair {
   FakeLanguage language{vocab_size};
   std::shared_ptr<FakeModel> target;
   std::shared_ptr<FakeModel> draft;
+  std::shared_ptr<test::FakeDevice> device = std::make_shared<test::FakeDevice>();
   ComposedExecutor* executor = nullptr;
   std::unique_ptr<Decoder> decoder;
 };

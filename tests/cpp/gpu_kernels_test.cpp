@@ -39,7 +39,7 @@ struct TypedRows {
 
   LogitsRow row(std::int64_t index, std::int64_t size) const {
     const auto offset = static_cast<std::size_t>(index * stride) * pard::size_of(dtype);
-    return {reinterpret_cast<const char*>(words.data()) + offset, dtype, pard::Device::cpu, size};
+    return {reinterpret_cast<const char*>(words.data()) + offset, dtype, size};
   }
 };
 
@@ -124,7 +124,7 @@ TEST_CASE("a row that allows no choice yields none") {
   for (const float bad : {nan, infinity, -infinity}) {
     std::vector<float> row(100, bad == -infinity ? bad : 1.0F);
     row[70] = bad;
-    const LogitsRow logits{row.data(), DType::f32, pard::Device::cpu, 100};
+    const LogitsRow logits{row.data(), DType::f32, 100};
     CHECK(choose_on_grid(logits, {}, 3) == -1);
     CHECK(choose_on_grid(logits, {0.7F, 5, 0.9F, 0.1F, 1}, 3) == -1);
   }

@@ -75,7 +75,7 @@ template <class Revise>
 std::size_t sample_cell(const SamplingParams& params, std::int64_t position, Revise revise) {
   std::size_t previous = 0, cell = 0, place = 1;
   for (std::size_t i = 0; i < length; ++i, place *= vocab_size) {
-    const pard::LogitsRow row{chain[previous], pard::DType::f32, pard::Device::cpu, vocab_size};
+    const pard::LogitsRow row{chain[previous], pard::DType::f32, vocab_size};
     previous =
         static_cast<std::size_t>(choose(row, params, position + static_cast<std::int64_t>(i)));
     if (i == 0) previous = revise(previous);
@@ -130,7 +130,6 @@ class ChainModel final : public pard::Model {
     const auto width = static_cast<std::int64_t>(vocab_size + 1);
     return {logits_.data(),
             pard::DType::f32,
-            pard::Device::cpu,
             static_cast<std::int64_t>(logits_.size()) / width,
             width,
             width};

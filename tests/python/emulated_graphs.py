@@ -94,8 +94,8 @@ class Capture(TorchDispatchMode):
 class Kernels:
     """A `KernelSet` whose launches can be captured."""
 
-    def __init__(self, driver: str, code_object: str = "") -> None:
-        self._inner = KernelSet(driver, code_object)
+    def __init__(self, driver: str, code_objects: list[str]) -> None:
+        self._inner = KernelSet(driver, code_objects)
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         def launch(**arguments: Any) -> None:

@@ -237,7 +237,7 @@ def test_kernels_that_choose_otherwise_are_refused(monkeypatch: pytest.MonkeyPat
 def test_no_driver_is_an_error_of_its_own() -> None:
     for driver in ("cuda", "hip"):
         with pytest.raises(pard_rt.RuntimeMissingError, match=r"driver|code object"):
-            KernelSet(driver, "nowhere.cubin")
+            KernelSet(driver, ["nowhere.cubin"])
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "sampled"])

@@ -13,6 +13,7 @@ import pytest
 from conftest import TinyModels
 from pard_rt import FallbackWarning, Generator, RuntimeMissingError
 from pard_rt import generator as generator_module
+from pard_rt._core import KernelSet
 from pard_rt.cli import main
 from pard_rt.models import captured_executor
 
@@ -36,12 +37,12 @@ def token_ids(generator: Generator) -> list[list[int]]:
     return [output.token_ids for output in generator.generate(PROMPTS, **SAMPLED)]
 
 
-def no_code_object(_: object) -> tuple[str, str]:
+def no_code_object(_: object) -> KernelSet:
     raise RuntimeMissingError("There is no code object for Card 9", "a", "none", "Build it.")
 
 
-def no_driver(_: object) -> tuple[str, str]:
-    return "hip", "gfx942.hsaco"
+def no_driver(_: object) -> KernelSet:
+    return KernelSet("hip", ["gfx942.hsaco"])
 
 
 def test_captured_rounds_give_the_target_s_text(
@@ -88,7 +89,7 @@ def test_without_kernels_rounds_are_composed_and_that_is_said(
     pair: tuple[Path, Path],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(captured_executor, "code_object_for", lookup)
+    monkeypatch.setattr(captured_executor, "open_kernels", lookup)
     with pytest.warns(FallbackWarning, match=rf"not captured.*{message}") as warned:
         generator = Generator(*pair, num_speculative_tokens=4)
     assert [each.filename for each in warned] == [__file__]
@@ -104,7 +105,7 @@ def test_without_kernels_rounds_are_composed_and_that_is_said(
 def test_the_command_says_it_in_its_own_way(
     pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(captured_executor, "code_object_for", no_code_object)
+    monkeypatch.setattr(captured_executor, "open_kernels", no_code_object)
     assert main(["generate", "--target", str(pair[0]), "--max-new-tokens", "4", "the"]) == 0
     error = capsys.readouterr().err
     assert error.startswith("pard-rt: Rounds are not captured")

@@ -24,8 +24,10 @@ from transformers import AutoModelForCausalLM, DynamicCache
 import pard_rt
 from conftest import TinyModels
 from pard_rt import reference
+from pard_rt.code_objects import Driver
 from pard_rt.loading import load
 from pard_rt.models.torch_model import TorchModel
+from pard_rt.opening import _choose_on_device
 from tiny_models import ARCHITECTURES, EOS, MASK_TOKEN_ID, NUM_TOKENS, PAD
 
 BACKENDS = ("gqa", "portable", "torch")
@@ -37,6 +39,8 @@ VARIANTS = [
     ("llama", "portable, device"),
     ("mistral_window", "static, device"),
     ("qwen2", "gqa, device"),
+    ("llama", "static, device, chosen there"),
+    ("qwen2", "gqa, device, chosen there"),
 ]
 PROPOSALS = (1, 4, 8)
 GREEDY = pard_rt.SamplingParams()
@@ -153,7 +157,10 @@ def open_model(
     form = "gqa" if "gqa" in backend else "portable"
     folder = models.folder(architecture, form, **options)
     static, device = "static" in backend, "device" in backend
-    return pard_rt.OnnxModel(folder, threads=1, static_shapes=static, device_memory=device)
+    model = pard_rt.OnnxModel(folder, threads=1, static_shapes=static, device_memory=device)
+    if "chosen there" in backend:
+        model.choose_on_device("host")
+    return model
 
 
 # Tracing the portable form is slow: one layer, but for one architecture.
@@ -476,3 +483,21 @@ def test_folders_of_genai_s_builder_give_what_genai_generates(builder_folder: Pa
         texts, counts = decode(target, pard_rt.AutoregressiveDrafter(draft), k)
         assert texts == expected
         assert counts.accepted > 0.5 * counts.drafted
+
+
+@pytest.mark.parametrize("driver", ["cuda", "hip"])
+def test_without_kernels_the_host_chooses_and_that_is_said(
+    driver: Driver, tiny_models: TinyModels
+) -> None:
+    model = pard_rt.OnnxModel(tiny_models.folder("llama", "gqa"), threads=1, device_memory=True)
+    with pytest.warns(pard_rt.FallbackWarning, match=r"chosen on the host.*driver") as warned:
+        _choose_on_device(model, driver)
+    assert [each.filename for each in warned] == [__file__]
+    item = pard_rt.ForwardItem(sequence=1, past_length=0, tokens=[1, 2], num_rows=1)
+    assert model.forward([item]).shape == (1, model.info().vocab_size)
+
+
+def test_logits_stay_on_a_device_only_where_keys_and_values_do(tiny_models: TinyModels) -> None:
+    model = pard_rt.OnnxModel(tiny_models.folder("llama", "gqa"), threads=1)
+    with pytest.raises(pard_rt.InvalidArgumentError, match="device_memory = true"):
+        model.choose_on_device("host")

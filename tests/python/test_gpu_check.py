@@ -38,6 +38,7 @@ STEPS = [
     "exactness",
     "bandwidth",
     "draft training",
+    "exactness, onnx",
     "rounds, tiny",
     "trace, tiny",
     "transformers, tiny",
@@ -88,7 +89,12 @@ def test_every_token_is_the_target_s_own(dry: Path) -> None:
     found = dry_results(dry)
     rows = [found["rounds, tiny"]["plain"], *found["rounds, tiny"]["recorded"]]
     rows += found["transformers assisted, tiny"]["recorded"]
-    rows += [found["transformers, tiny"], found["exactness"], found["soak 1 of 2, tiny"]]
+    rows += [
+        found["transformers, tiny"],
+        found["exactness"],
+        found["exactness, onnx"],
+        found["soak 1 of 2, tiny"],
+    ]
     assert [row["equal tokens"] for row in rows] == [1.0] * len(rows)
 
 

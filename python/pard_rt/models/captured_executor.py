@@ -15,13 +15,11 @@ from collections.abc import Sequence as ListLike
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch import Tensor
 
-import pard_rt
 from pard_rt._core import (
     MAX_ROUND_ROWS,
     SLOT_RECORD_INTS,
@@ -35,12 +33,12 @@ from pard_rt._core import (
     choose,
     slot_sampling,
 )
+from pard_rt.code_objects import Driver, code_objects
 from pard_rt.errors import (
     Error,
     InvalidArgumentError,
     LogitsError,
     ModelError,
-    RuntimeMissingError,
     first_line,
 )
 from pard_rt.loading import LoadedModel
@@ -57,37 +55,18 @@ _SMALLEST_CONTEXT = 256  # buckets of positions looked at: this, twice this, ..
 _SAMPLING_BYTES = 32
 
 
-def code_object_for(device: torch.device) -> tuple[str, str]:
-    """Return the driver and the code object for a device.
+def open_kernels(device: torch.device) -> KernelSet:
+    """Load the kernels of a round for a device.
 
     Raises
     ------
     RuntimeMissingError
-        The package has no code object for the card.
+        No driver, or no code object that it takes for the card.
     """
-    if device.type == "cpu":
-        return "host", ""
-    folder = Path(pard_rt.__file__).parent / "gpu"
-    card = torch.cuda.get_device_properties(device)
-    if torch.version.hip:
-        architecture = card.gcnArchName.split(":")[0]
-        names = [f"{architecture}.hsaco"]
-        if architecture.startswith("gfx11"):
-            names.append("gfx11-generic.hsaco")
-    else:
-        architecture = f"sm_{card.major}{card.minor}"
-        names = [f"sm_{card.major}{minor}.cubin" for minor in range(card.minor, -1, -1)]
-        names.append("compute_80.ptx")
-    for name in names:
-        if (folder / name).exists():
-            return ("hip" if torch.version.hip else "cuda"), str(folder / name)
-    there = sorted(path.name for path in folder.glob("*")) if folder.is_dir() else []
-    raise RuntimeMissingError(
-        f"There is no code object for {card.name}",
-        " or ".join(names),
-        ", ".join(there) or "none: the package was built without GPU compilers",
-        "Build the package where clang++ 19 and lld (AMD) or nvcc (NVIDIA) are installed.",
-    )
+    driver: Driver = "host"
+    if device.type != "cpu":
+        driver = "hip" if torch.version.hip else "cuda"
+    return KernelSet(driver, code_objects(driver))
 
 
 def try_kernels(kernels: KernelSet, logits: Tensor) -> None:
@@ -301,7 +280,7 @@ class CapturedExecutor(RoundExecutor):
         limit = target.facts.max_length
         self._max_length = min(limit, max_length or limit)
         self._capacity = self._max_length + MAX_ROUND_ROWS
-        self._kernels = KernelSet(*code_object_for(target.seam.device))  # or refused, before more
+        self._kernels = open_kernels(target.seam.device)  # or refused, before more
         slots = self._num_slots = max_batch_size
         self._target = StaticModel(target, slots, self._capacity, torch_compile=torch_compile)
         self._draft: StaticModel | None = None

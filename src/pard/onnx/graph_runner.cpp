@@ -196,7 +196,7 @@ void GraphRunner::bind_logits(const GraphRun& run) {
   if (bound_logits_ == run.logits && bound_num_logits_ == run.num_logits) {
     return;
   }
-  owned_outputs_[0] = session_.tensor(host_, run.logits, element_type(types_.logits),
+  owned_outputs_[0] = session_.tensor(*run.logits_memory, run.logits, element_type(types_.logits),
                                       {1, run.num_logits, vocab_size_});
   outputs_[0] = owned_outputs_[0].get();
   bound_logits_ = run.logits;

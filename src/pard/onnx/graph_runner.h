@@ -35,7 +35,8 @@ struct GraphRun {
   std::span<const Token> tokens;
   std::int64_t num_padding = 0;
   std::int64_t num_logits = 0;  // all rows, where the graph cannot be asked for fewer
-  std::byte* logits = nullptr;  // host memory for [num_logits, vocab_size]
+  std::byte* logits = nullptr;  // room for [num_logits, vocab_size], in this memory
+  const Memory* logits_memory = nullptr;
 
   std::int64_t num_rows() const { return static_cast<std::int64_t>(tokens.size()) + num_padding; }
 };

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <array>
-#include <cstring>
 #include <limits>
 #include <string_view>
 #include <utility>
@@ -101,7 +100,9 @@ OnnxModel::OnnxModel(const std::filesystem::path& folder, const OnnxModelOptions
       is_target_(options.is_target),
       integer_kernels_(has_integer_weights(contract_) &&
                        !session_options(contract_, options).dequantize_weights),
-      runner_(session_, contract_, types_, static_shapes_, kv_memory(library_, options)) {
+      memory_(kv_memory(library_, options)),
+      runner_(session_, contract_, types_, static_shapes_, memory_),
+      logits_memory_(std::make_shared<HostMemory>(*library_)) {
   if (static_shapes_ && contract_.form != GraphForm::portable) {
     throw InvalidArgument({"Model '" + contract_.name + "' cannot run with static shapes",
                            "the portable form", "the gqa form",
@@ -137,6 +138,18 @@ ProbeReport OnnxModel::probe() {
                              .rejected_rows = is_target_ ? none : unlimited});
 }
 
+void OnnxModel::choose_on(std::shared_ptr<const LogitsDevice> device) {
+  if (dynamic_cast<const HostMemory*>(memory_.get()) != nullptr) {
+    throw InvalidArgument({"Model '" + info_.name + "' cannot leave its logits on a device",
+                           "keys and values in the device's memory", "in the host's",
+                           "Open it with device_memory = true."});
+  }
+  logits_memory_ = memory_;
+  logits_device_ = std::move(device);
+  logits_ = {};
+  logits_capacity_ = 0;
+}
+
 CachedRows OnnxModel::cached_rows(SequenceId sequence, std::int64_t layer,
                                   std::int64_t length) const {
   const auto found = caches_.find(sequence);
@@ -161,7 +174,7 @@ CachedRows OnnxModel::cached_rows(SequenceId sequence, std::int64_t layer,
     float* next = rows.data();
     for (std::int64_t row = 0; row < length; ++row) {
       for (std::int64_t head = 0; head < shape.num_heads; ++head) {
-        widen({bytes.data() + buffer.offset(row, head), types_.kv, Device::cpu, shape.head_dim},
+        widen({bytes.data() + buffer.offset(row, head), types_.kv, shape.head_dim},
               next);
         next += shape.head_dim;
       }
@@ -240,7 +253,7 @@ void OnnxModel::plan(const ForwardItem& item) {
 }
 
 std::byte* OnnxModel::logits_row(std::int64_t row) const {
-  return logits_.get() + static_cast<std::size_t>(row) *
+  return logits_.data() + static_cast<std::size_t>(row) *
                              static_cast<std::size_t>(info_.vocab_size) * size_of(types_.logits);
 }
 
@@ -249,8 +262,10 @@ void OnnxModel::reserve_logits(std::int64_t rows) {
     return;
   }
   const std::int64_t capacity = std::max(rows, 2 * logits_capacity_);
-  logits_ = std::make_unique_for_overwrite<std::byte[]>(
-      static_cast<std::size_t>(capacity * info_.vocab_size) * size_of(types_.logits));
+  logits_capacity_ = 0;
+  logits_ = {};  // room for the new ones
+  logits_ = logits_memory_->allocate(
+      static_cast<std::size_t>(capacity * info_.vocab_size) * size_of(types_.logits), false);
   logits_capacity_ = capacity;
 }
 
@@ -282,14 +297,22 @@ LogitsView OnnxModel::forward(std::span<const ForwardItem> batch) {
       found = caches_.emplace(planned.sequence, runner_.make_cache()).first;
     }
     planned.run.logits = logits_row(planned.first_row);
+    planned.run.logits_memory = logits_memory_.get();
     runner_.run(found->second, planned.run);
-    if (planned.wanted > 0 && planned.lead > 0) {
-      std::memmove(logits_row(planned.first_row), logits_row(planned.first_row + planned.lead),
-                   static_cast<std::size_t>(logits_row(planned.wanted) - logits_row(0)));
-    }
+    if (planned.lead > 0) close_up(planned);
   }
-  return {logits_row(view_begin), types_.logits,    Device::cpu,
-          next - view_begin,      info_.vocab_size, info_.vocab_size};
+  return {logits_row(view_begin), types_.logits,    next - view_begin,
+          info_.vocab_size,       info_.vocab_size, logits_device_.get()};
+}
+
+// Moves the wanted rows to the front of the run's, a piece at a time that does not overlap.
+void OnnxModel::close_up(const Planned& planned) const {
+  for (std::int64_t done = 0; done < planned.wanted; done += planned.lead) {
+    const std::int64_t count = std::min(planned.lead, planned.wanted - done);
+    const std::int64_t to = planned.first_row + done;
+    logits_memory_->copy(logits_row(to), logits_row(to + planned.lead),
+                         static_cast<std::size_t>(logits_row(count) - logits_row(0)));
+  }
 }
 
 }  // namespace pard

@@ -13,6 +13,7 @@
 #include "folder.h"
 #include "graph_runner.h"
 #include "ort_api.h"
+#include "pard/logits_device.h"
 #include "pard/model.h"
 #include "pard/probe.h"
 #include "session.h"
@@ -48,7 +49,7 @@ struct CachedRows {
 };
 
 // A Model over an ONNX folder (docs/onnx-folder.md), on any provider of ONNX Runtime. Sequences of
-// a batch run one after the other. Logits come back in host memory.
+// a batch run one after the other. Logits come back in host memory, but for choose_on().
 class OnnxModel final : public Model {
  public:
   // Throws FolderError for a folder that cannot be opened, RuntimeMissing where there is no ONNX
@@ -76,6 +77,10 @@ class OnnxModel final : public Model {
   // has done so as often.
   std::size_t num_shapes() const { return runner_.num_shapes(); }
 
+  // From now on logits stay in the device's memory, where keys and values lie already, and are
+  // chosen from by `device`. Throws InvalidArgument where those lie in the host's.
+  void choose_on(std::shared_ptr<const LogitsDevice> device);
+
   // Tries the graph: see ProbeReport. Throws ModelError where it is unfit. Sequences in use are not
   // touched.
   ProbeReport probe();
@@ -101,6 +106,7 @@ class OnnxModel final : public Model {
   std::int64_t logits_for(std::int64_t asked) const;
   void reserve_logits(std::int64_t rows);
   std::byte* logits_row(std::int64_t row) const;
+  void close_up(const Planned& planned) const;
 
   std::shared_ptr<const OrtLibrary> library_;
   FolderContract contract_;
@@ -112,12 +118,15 @@ class OnnxModel final : public Model {
   bool is_target_ = true;
   bool integer_kernels_ = false;
   std::int64_t max_rows_per_run_ = 0;
+  std::shared_ptr<const Memory> memory_;  // of keys and values
   GraphRunner runner_;
   std::unordered_map<SequenceId, SequenceCache> caches_;
 
   // Buffers of a forward, kept between them.
   std::vector<Planned> plan_;
-  std::unique_ptr<std::byte[]> logits_;
+  std::shared_ptr<const Memory> logits_memory_;
+  std::shared_ptr<const LogitsDevice> logits_device_;  // null: the host chooses
+  MemoryBlock logits_;
   std::int64_t logits_capacity_ = 0;
 };
 
