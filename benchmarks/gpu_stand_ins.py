@@ -67,10 +67,22 @@ class RecordedExecutor(CapturedExecutor):
     """Proposes a recorded text instead of what its draft says; notes the rounds it has read."""
 
     def __init__(
-        self, target: LoadedModel, draft: LoadedModel | None, max_length: int, slots: int = 1
+        self,
+        target: LoadedModel,
+        draft: LoadedModel | None,
+        max_length: int,
+        slots: int = 1,
+        *,
+        torch_compile: bool = False,
     ) -> None:
-        mask = None if draft is None else MASK_TOKEN
-        super().__init__(target, draft, mask, max_length=max_length, max_batch_size=slots)
+        super().__init__(
+            target,
+            draft,
+            None if draft is None else MASK_TOKEN,
+            max_length=max_length,
+            max_batch_size=slots,
+            torch_compile=torch_compile,
+        )
         # Captured rounds read it where it lies.
         self._recorded = torch.zeros(slots, self._capacity, dtype=torch.int64, device=self._device)
         self.rounds: list[Any] = []  # their shapes, one for each sequence

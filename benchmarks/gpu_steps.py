@@ -96,6 +96,7 @@ class Steps:
         for name, pair in pairs.items():
             steps += [
                 Step(f"rounds, {name}", 120, partial(self.rounds, pair)),
+                Step(f"compiled, {name}", 300, partial(self.compiled, pair)),
                 Step(f"trace, {name}", 90, partial(self.trace, pair)),
                 Step(f"transformers, {name}", 150, partial(self.transformers, pair)),
                 Step(f"transformers assisted, {name}", 240, partial(self.assisted, pair)),
@@ -219,6 +220,29 @@ class Steps:
                 }
             )
         return found
+
+    def compiled(self, pair: Pair) -> Json:
+        """Decode plainly and with K = 8, forwards as they are and compiled."""
+        target = load_counting(pair, self.device, self.dtype)
+        draft = load(pair, pair.draft, self.device, self.dtype)
+        rows = []
+        for k in (0, 8):
+            own = draft if k > 0 else None
+            plainly, compiled = (
+                self._decode(RecordedExecutor(target, own, CONTEXT, torch_compile=compile_it), k)
+                for compile_it in (False, True)
+            )
+            speeds = [timed.num_tokens / timed.seconds for timed in (plainly, compiled)]
+            rows.append(
+                {
+                    "K": k,
+                    "tokens/s": speeds[0],
+                    "compiled, tokens/s": speeds[1],
+                    "compiled / not": speeds[1] / speeds[0],
+                    "equal tokens": equal_share(PROMPT, compiled.text),
+                }
+            )
+        return {"recorded": rows}
 
     def _decode(self, executor: RecordedExecutor, k: int) -> Timed:
         decoder = self._decoder(executor, k, self.new_tokens)

@@ -1,7 +1,7 @@
 // choose() against a slow twin written from its definition, and its kernels against each other.
 
-#include "fake_model.h"
 #include "pard/choose.h"
+#include "fake_model.h"
 
 #include <doctest/doctest.h>
 
@@ -494,8 +494,7 @@ TEST_CASE("of equal scores the lowest id wins, whichever block is looked at firs
   REQUIRE(pard::noise::gumbel(seed, 0, 12) == pard::noise::gumbel(seed, 0, 112));
   std::vector<float> row(128, 0.0F);
   const auto chosen = [&] {
-    return pard::choose({row.data(), DType::f32, 128},
-                        {.temperature = 1.0F, .seed = seed}, 0);
+    return pard::choose({row.data(), DType::f32, 128}, {.temperature = 1.0F, .seed = seed}, 0);
   };
   CHECK(chosen() == 12);
   row[127] = 0x1p-30F;  // the second block goes first; too little to move a score

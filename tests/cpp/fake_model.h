@@ -161,8 +161,7 @@ class FakeModel : public Model {
     }
     if (forwards_until_failure) --*forwards_until_failure;
     if (device) device->read(rows_.data(), rows_.data(), rows_.size() * sizeof(float));
-    return {rows_.data(),     DType::f32,       num_rows,
-            info_.vocab_size, info_.vocab_size, device.get()};
+    return {rows_.data(), DType::f32, num_rows, info_.vocab_size, info_.vocab_size, device.get()};
   }
 
   void release(SequenceId sequence) noexcept override { caches_.erase(sequence); }
@@ -185,7 +184,7 @@ class FakeModel : public Model {
   std::size_t num_caches() const { return caches_.size(); }
 
   int num_forwards = 0;
-  std::shared_ptr<FakeDevice> device;  // where the rows lie; null: in the host's memory
+  std::shared_ptr<FakeDevice> device;             // where the rows lie; null: in the host's memory
   std::optional<int> forwards_until_failure;      // 0: the next forward throws
   std::optional<std::int64_t> poisoned_position;  // the row of the token at this position is NaN
 

@@ -128,11 +128,8 @@ class ChainModel final : public pard::Model {
       }
     }
     const auto width = static_cast<std::int64_t>(vocab_size + 1);
-    return {logits_.data(),
-            pard::DType::f32,
-            static_cast<std::int64_t>(logits_.size()) / width,
-            width,
-            width};
+    return {logits_.data(), pard::DType::f32, static_cast<std::int64_t>(logits_.size()) / width,
+            width, width};
   }
 
  private:

@@ -29,6 +29,6 @@ def compiling(models: str) -> Iterator[None]:
         raise ModelError(
             f"A round of {models} cannot be compiled",
             "modules that torch.compile takes whole, and a compiler for their device",
-            first_line(error),
+            first_line(getattr(error, "inner_exception", error)),  # of a compiler behind it
             "Leave torch_compile=False.",
         ) from error

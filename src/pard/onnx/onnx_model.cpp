@@ -174,8 +174,7 @@ CachedRows OnnxModel::cached_rows(SequenceId sequence, std::int64_t layer,
     float* next = rows.data();
     for (std::int64_t row = 0; row < length; ++row) {
       for (std::int64_t head = 0; head < shape.num_heads; ++head) {
-        widen({bytes.data() + buffer.offset(row, head), types_.kv, shape.head_dim},
-              next);
+        widen({bytes.data() + buffer.offset(row, head), types_.kv, shape.head_dim}, next);
         next += shape.head_dim;
       }
     }
@@ -254,7 +253,7 @@ void OnnxModel::plan(const ForwardItem& item) {
 
 std::byte* OnnxModel::logits_row(std::int64_t row) const {
   return logits_.data() + static_cast<std::size_t>(row) *
-                             static_cast<std::size_t>(info_.vocab_size) * size_of(types_.logits);
+                              static_cast<std::size_t>(info_.vocab_size) * size_of(types_.logits);
 }
 
 void OnnxModel::reserve_logits(std::int64_t rows) {
