@@ -32,7 +32,8 @@ from gpu_models import (
 from gpu_onnx import Provider, decode_demo, provider_here
 from gpu_stand_ins import RecordedAssistant, RecordedExecutor, break_text
 from gpu_transformers import generate
-from pard_rt.models.captured_executor import CapturedExecutor, open_kernels, try_kernels
+from pard_rt.models.captured_executor import CapturedExecutor
+from pard_rt.models.kernels import open_kernels, try_kernels
 from pard_rt.models.torch_model import TorchModel
 
 DRAFTED_K = (2, 4, 8, 12)

@@ -40,7 +40,9 @@ from pard_rt.errors import (
     ModelError,
     RuntimeMissingError,
 )
-from pard_rt.generator import Generator, Options, Output, Piece, Stats, Stream
+from pard_rt.generator import Generator, Options
+from pard_rt.outputs import Output, Piece, Stats
+from pard_rt.streams import Stream
 
 if TYPE_CHECKING:
     from pard_rt.exporter import export

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import copy
-import secrets
 import threading
-import time
-from collections import deque
 from collections.abc import Callable
 from collections.abc import Sequence as ListLike
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args, overload
 
@@ -22,10 +18,7 @@ from pard_rt._core import (
     Decoder,
     Drafter,
     ParallelDrafter,
-    RoundCounts,
     SamplingParams,
-    Sequence,
-    TokenEvent,
 )
 from pard_rt.errors import (
     IncompatibleModelsError,
@@ -34,7 +27,8 @@ from pard_rt.errors import (
     fall_back,
 )
 from pard_rt.opening import Backend, OpenedModel, Source, open_model
-from pard_rt.text import TextStream, TokenText
+from pard_rt.outputs import Output
+from pard_rt.streams import Params, Request, Rounds, Stream
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -46,11 +40,7 @@ __all__ = [
     "Generator",
     "Method",
     "Options",
-    "Output",
-    "Piece",
     "Prompt",
-    "Stats",
-    "Stream",
 ]
 
 Method = Literal["auto", "pard", "draft", "plain"]
@@ -72,80 +62,6 @@ class Options(TypedDict, total=False):
     seed: int | None
     stop_token_ids: ListLike[int]
     eos_token_ids: ListLike[int] | None
-
-
-@dataclass(frozen=True)
-class Stats:
-    """What a text took.
-
-    Attributes
-    ----------
-    counts
-        Rounds, proposals and what came of them, by place in the round.
-    seconds
-        From the request to its last token, whoever else was decoded meanwhile.
-    """
-
-    counts: RoundCounts
-    seconds: float
-
-    @property
-    def tokens_per_second(self) -> float:
-        """Tokens committed per second."""
-        return self.counts.committed / self.seconds if self.seconds else 0.0
-
-    @property
-    def tokens_per_round(self) -> float:
-        """Tokens committed per forward of the target: 1 in plain decoding."""
-        return self.counts.mean_tokens_per_round
-
-
-@dataclass(frozen=True)
-class Output:
-    """What was generated behind one prompt.
-
-    Attributes
-    ----------
-    text
-        What the tokens spell, special ones left out and what is no UTF-8 as U+FFFD (a tokenizer's
-        own `decode` may drop a space at the beginning); None where the target has no tokenizer.
-    token_ids
-        The token that ended it is among them.
-    finish_reason
-        'eos', 'stop', 'length' or 'cancelled'; None while a stream goes on.
-    seed
-        What it was sampled with: the same one gives the same text.
-    stats
-        What it took.
-    """
-
-    text: str | None
-    token_ids: list[int]
-    finish_reason: str | None
-    seed: int
-    stats: Stats
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A token of a stream; printed, it is its text.
-
-    Attributes
-    ----------
-    text
-        The characters it completes: for most tokens one or more, for some none yet.
-    token_id
-        The token.
-    from_draft
-        Whether it is an accepted proposal, not a correction or bonus token.
-    """
-
-    text: str
-    token_id: int
-    from_draft: bool
-
-    def __str__(self) -> str:
-        return self.text
 
 
 class Generator:
@@ -306,7 +222,7 @@ class Generator:
                 max_batch_size=executor.max_batch_size,
             )
         )
-        self._rounds = _Rounds(self.decoder, self._lock)
+        self._rounds = Rounds(self.decoder, self._lock)
 
     def _captured(self, draft: OpenedModel | None) -> CapturedExecutor | None:
         """Return what captures rounds; None, and a warning, without kernels for the card."""
@@ -381,7 +297,7 @@ class Generator:
         params = self._params(**options)
         alone = _is_one(prompt)
         encoded = [self._encode(each) for each in ([prompt] if alone else prompt)]
-        requests: list[_Request] = []
+        requests: list[Request] = []
         try:
             for tokens in encoded:
                 requests.append(self._rounds.add(tokens, params))
@@ -422,7 +338,7 @@ class Generator:
         seed: int | None = None,
         stop_token_ids: ListLike[int] = (),
         eos_token_ids: ListLike[int] | None = None,
-    ) -> _Params:
+    ) -> Params:
         for name, value, low, high in (
             ("max_new_tokens", max_new_tokens, 1, 2**63 - 1),
             ("top_k", top_k, 0, 2**31 - 1),
@@ -437,163 +353,12 @@ class Generator:
         }
         ends = self._target.eos_token_ids if eos_token_ids is None else eos_token_ids
         SamplingParams(**filters)  # refuses what it cannot use, before anything is queued
-        return _Params(filters, seed, max_new_tokens, stop_token_ids, ends)
+        return Params(filters, seed, max_new_tokens, stop_token_ids, ends)
 
     def _encode(self, prompt: Any) -> Any:
         if not isinstance(prompt, str):
             return prompt
         return (self._text or self._target.text()).encode(prompt)  # the latter says what is missing
-
-
-class Stream:
-    """A text as it comes: an iterator of `Piece`, one for every token.
-
-    A stream that is closed, or that nobody holds any more, ends its request.
-    """
-
-    def __init__(
-        self, rounds: _Rounds, prompt: Any, params: _Params, text: TokenText | None
-    ) -> None:
-        self._rounds = rounds
-        self._text = text
-        pieces = self._pieces = deque[Piece]()
-        characters = None if text is None else TextStream(text)
-
-        def observe(event: TokenEvent) -> None:  # knows nothing of the stream, which may be dropped
-            spelled = "" if characters is None else characters.feed(event.token, event.is_last)
-            pieces.append(Piece(spelled, event.token, event.from_draft))
-
-        self._request = rounds.add(prompt, params, observe)
-
-    def __iter__(self) -> Stream:
-        return self
-
-    def __next__(self) -> Piece:
-        while not self._pieces and not self._request.ended():
-            self._rounds.step()
-        if not self._pieces:
-            raise StopIteration
-        return self._pieces.popleft()
-
-    def close(self) -> None:
-        """End the request; pieces that have come may still be read."""
-        self._rounds.end(self._request)
-
-    def __del__(self) -> None:
-        if hasattr(self, "_request"):
-            self.close()
-
-    @property
-    def finished(self) -> bool:
-        """Whether all of it has come, read or not: rounds of other streams bring it on too."""
-        return self._request.ended()
-
-    @property
-    def output(self) -> Output:
-        """What has come so far: all of it, once the stream has ended."""
-        return self._rounds.output_of(self._request, self._text)
-
-
-@dataclass(frozen=True)
-class _Params:
-    filters: dict[str, Any]
-    seed: int | None
-    max_new_tokens: int
-    stop_token_ids: ListLike[int]
-    eos_token_ids: ListLike[int]
-
-
-@dataclass(eq=False)
-class _Request:
-    """A sequence, how long it has taken, and the error that ended it."""
-
-    sequence: Sequence
-    seed: int
-    began: float
-    seconds: float | None = None  # once it has ended
-    error: Exception | None = None
-
-    def ended(self) -> bool:
-        """Tell whether it is done.
-
-        Raises
-        ------
-        Error
-            What it met, whoever ran the round.
-        """
-        if self.error is not None:
-            raise self.error
-        return self.seconds is not None
-
-
-class _Rounds:
-    """A decoder and its requests, whose rounds any thread may run, one at a time."""
-
-    def __init__(self, decoder: Decoder, lock: threading.RLock) -> None:
-        self._decoder = decoder
-        self._lock = lock
-        self._live: list[_Request] = []
-
-    def add(
-        self,
-        prompt: Any,
-        params: _Params,
-        observer: Callable[[TokenEvent], None] | None = None,
-    ) -> _Request:
-        seed = secrets.randbits(63) if params.seed is None else params.seed
-        with self._lock:
-            sequence = self._decoder.add(
-                prompt,
-                max_new_tokens=params.max_new_tokens,
-                sampling=SamplingParams(**params.filters, seed=seed),
-                eos_token_ids=params.eos_token_ids,
-                stop_token_ids=params.stop_token_ids,
-                observer=observer,
-            )
-            request = _Request(sequence, seed, time.perf_counter())
-            self._live.append(request)
-            return request
-
-    def step(self) -> None:
-        """Run a round. A model that fails ends every request there is: none is known to be sane."""
-        with self._lock:
-            try:
-                self._decoder.step()
-            except Exception as error:
-                for request in list(self._live):
-                    request.error = error
-                    self.end(request)
-                raise
-            for request in self._live:
-                if request.sequence.finished:
-                    request.seconds = time.perf_counter() - request.began
-            self._live = [request for request in self._live if request.seconds is None]
-
-    def end(self, request: _Request) -> None:
-        """End a request, if it has not, and free what it held."""
-        with self._lock:
-            if request not in self._live:
-                return
-            request.sequence.cancel()
-            request.seconds = time.perf_counter() - request.began
-            self._live.remove(request)
-            if not self._live:
-                self._decoder.step()  # runs no model: it only lets cancelled sequences go
-
-    def output_of(self, request: _Request, text: TokenText | None) -> Output:
-        """Return what has come of a request."""
-        with self._lock:
-            tokens = [int(token) for token in request.sequence.generated]
-            ended = request.seconds is not None
-            seconds = request.seconds or time.perf_counter() - request.began
-            reason = request.sequence.finish_reason
-            return Output(
-                text=None if text is None else text.decode(tokens, is_all=ended),
-                token_ids=tokens,
-                finish_reason="cancelled" if ended and reason is None else reason,
-                seed=request.seed,
-                stats=Stats(request.sequence.counts, seconds),
-            )
 
 
 def _drafter_of(draft: OpenedModel, method: Method) -> Drafter:

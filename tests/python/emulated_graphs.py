@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from pard_rt._core import KernelSet
-from pard_rt.models import captured_executor
+from pard_rt.models import kernels
 
 
 class Graph:
@@ -132,5 +132,5 @@ def emulate_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "stream", contextlib.nullcontext)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
     monkeypatch.setattr(torch.cuda, "graph", capture)
-    monkeypatch.setattr(captured_executor, "KernelSet", Kernels)
+    monkeypatch.setattr(kernels, "KernelSet", Kernels)
     monkeypatch.setattr(Graph, "num_replays", 0)

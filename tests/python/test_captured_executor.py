@@ -14,7 +14,7 @@ from conftest import TinyModels
 from emulated_graphs import Graph, emulate_graphs
 from pard_rt._core import KernelSet
 from pard_rt.loading import load
-from pard_rt.models import captured_executor
+from pard_rt.models import kernels
 from pard_rt.models.captured_executor import CapturedExecutor, capture
 from pard_rt.models.torch_model import TorchModel
 from pard_rt.opening import open_model
@@ -228,10 +228,10 @@ def test_out_of_memory_says_whose_and_leaves_the_rest_usable(
 
 def test_kernels_that_choose_otherwise_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     logits = torch.randn(3, 50, generator=torch.Generator().manual_seed(1))
-    captured_executor.try_kernels(KernelSet("host"), logits)
-    monkeypatch.setattr(captured_executor, "choose", lambda *_: 51)
+    kernels.try_kernels(KernelSet("host"), logits)
+    monkeypatch.setattr(kernels, "choose", lambda *_: 51)
     with pytest.raises(pard_rt.ModelError, match="choose other tokens"):
-        captured_executor.try_kernels(KernelSet("host"), logits)
+        kernels.try_kernels(KernelSet("host"), logits)
 
 
 def test_no_driver_is_an_error_of_its_own() -> None:

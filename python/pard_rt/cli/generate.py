@@ -11,7 +11,8 @@ from typing import cast
 
 from pard_rt.cli.output import paint, print_field, progress
 from pard_rt.errors import IncompatibleModelsError, InvalidArgumentError
-from pard_rt.generator import Generator, Method, Options, Output
+from pard_rt.generator import Generator, Method, Options
+from pard_rt.outputs import Output
 
 # What the demo's model writes on from where no prompt is given.
 DEMO_PROMPTS = (

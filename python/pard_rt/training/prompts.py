@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from pard_rt.errors import InvalidArgumentError, first_line
-from pard_rt.generator import Output
+from pard_rt.outputs import Output
 from pard_rt.training.records import Record, chat_ids, require_chat_template
 
 # Gives a prompt's token ids, takes what the target says behind it, and so on; returns the line.
