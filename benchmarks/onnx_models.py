@@ -22,168 +22,35 @@ import random
 import subprocess
 import sys
 import tempfile
-import textwrap
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
-from typing import Any, Literal
+from typing import Any
 
 import pard_rt
-
-Json = dict[str, Any]
-Weights = Literal["fp32", "int8", "int4"]
+from onnx_graphs import (
+    GENAI,
+    GRAPHS,
+    MAX_LENGTH,
+    PROMPT,
+    RATIOS,
+    SIZES,
+    Json,
+    Size,
+    count_operators,
+    count_parameters,
+    make_checkpoint,
+    make_graph,
+    make_models,
+    say,
+)
+from onnx_page import page
 
 ROWS = (1, 2, 5, 9, 13, 17)
 PROFILED_ROWS = (1, 9)
-
-
-@dataclass(frozen=True)
-class Size:
-    """Shape of the model, and how much is measured of it."""
-
-    hidden: int
-    intermediate: int
-    layers: int
-    heads: int
-    kv_heads: int
-    vocab: int
-    pasts: tuple[int, int]  # lengths of the past in the table of forwards
-    openings: int  # times the models are opened anew, everything being measured after each
-    sweeps: int  # times every forward is run after one opening
-    blocks: int  # of tokens, by which decoders take turns
-    block: int  # tokens of one
-
-
-SIZES = {
-    "tiny": Size(64, 96, 2, 4, 2, 512, (16, 64), 2, 3, 4, 4),
-    "317m": Size(1024, 3072, 20, 16, 8, 32_000, (256, 2048), 3, 8, 12, 8),
-}
-MAX_LENGTH = 4096
-PROMPT = 64
-GENAI = "onnxruntime-genai"
-
-
-@dataclass(frozen=True)
-class Graph:
-    """One of the graphs that are compared."""
-
-    name: str
-    weights: Weights
-    maker: Literal["gqa", "portable", "builder"]
-
-    @property
-    def folder(self) -> str:
-        """Name of its folder."""
-        return f"{self.maker}-{self.weights}"
-
-
-GRAPHS = (
-    Graph("gqa, fp32", "fp32", "gqa"),
-    Graph("portable, fp32", "fp32", "portable"),
-    Graph("builder, fp32", "fp32", "builder"),
-    Graph("gqa, int8", "int8", "gqa"),
-    Graph("portable, int8", "int8", "portable"),
-    Graph("gqa, int4", "int4", "gqa"),
-    Graph("portable, int4", "int4", "portable"),
-    Graph("builder, int4", "int4", "builder"),
-)
-# above, below: their ratio is reported
-RATIOS = (
-    ("portable, fp32", "gqa, fp32"),
-    ("portable, int8", "gqa, int8"),
-    ("portable, int4", "gqa, int4"),
-    ("gqa, fp32", "builder, fp32"),
-    ("gqa, int4", "builder, int4"),
-)
-
-
-# Models ------------------------------------------------------------------------------------------
-
-
-def make_checkpoint(folder: Path, size: Size) -> None:
-    """Write a Llama with random weights, and a byte-level tokenizer as wide as its embedding."""
-    import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=size.vocab,
-        hidden_size=size.hidden,
-        intermediate_size=size.intermediate,
-        num_hidden_layers=size.layers,
-        num_attention_heads=size.heads,
-        num_key_value_heads=size.kv_heads,
-        max_position_embeddings=MAX_LENGTH,
-        bos_token_id=size.vocab - 2,
-        eos_token_id=size.vocab - 1,
-        tie_word_embeddings=False,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-
-    pieces = sorted(pre_tokenizers.ByteLevel.alphabet())
-    pieces += [f"filler{i}" for i in range(size.vocab - len(pieces) - 2)]
-    tokenizer = Tokenizer(models.BPE(vocab={p: i for i, p in enumerate(pieces)}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>"
-    ).save_pretrained(folder)
-
-
-def count_parameters(size: Size) -> int:
-    """Weights of the model, norms left out."""
-    kv = size.hidden * size.kv_heads // size.heads
-    layer = size.hidden * (2 * size.hidden + 2 * kv + 3 * size.intermediate)
-    return size.layers * layer + 2 * size.vocab * size.hidden
-
-
-def make_graph(graph: Graph, checkpoint: Path, folder: Path) -> None:
-    """Export the checkpoint, or run the model builder on it."""
-    if graph.maker == "builder":
-        unfinished = folder.with_name(f"{folder.name}.partial")
-        command = [sys.executable, "-m", "onnxruntime_genai.models.builder"]
-        command += [
-            "-i",
-            str(checkpoint),
-            "-o",
-            str(unfinished),
-            "-c",
-            str(folder.parent / "cache"),
-        ]
-        command += ["-p", graph.weights, "-e", "cpu"]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        unfinished.rename(folder)
-    else:
-        from pard_rt.exporter import export
-
-        export(checkpoint, folder, form=graph.maker, weights=graph.weights)
-
-
-def make_models(work: Path, size: Size) -> None:
-    """Make in `work` what is not there yet."""
-    checkpoint = work / "checkpoint"
-    if not (checkpoint / "tokenizer.json").exists():
-        say("the checkpoint")
-        make_checkpoint(checkpoint, size)
-    for graph in GRAPHS:
-        if not (work / graph.folder).exists():
-            say(f"the graph {graph.name}")
-            make_graph(graph, checkpoint, work / graph.folder)
-
-
-def count_operators(folder: Path) -> dict[str, int]:
-    """Operators of the graph as written, before ONNX Runtime optimises it."""
-    import onnx
-
-    (file,) = folder.glob("*.onnx")
-    graph = onnx.load(file, load_external_data=False).graph
-    return dict(Counter(node.op_type for node in graph.node).most_common())
 
 
 # Forwards ----------------------------------------------------------------------------------------
@@ -540,11 +407,6 @@ def profile(folder: Path, size: Size, form: str, rows: int) -> dict[str, float]:
 # Results -----------------------------------------------------------------------------------------
 
 
-def say(text: str) -> None:
-    """Print a line with the load before it."""
-    print(f"[load {os.getloadavg()[0]:.1f}] {text}", flush=True)
-
-
 def load() -> float:
     """Average load of the last minute."""
     return round(os.getloadavg()[0], 1)
@@ -584,182 +446,6 @@ MEASURES: dict[str, Callable[[Path, Size], Json]] = {
     "forwards": measure_forwards,
     "profiles": measure_profiles,
 }
-
-
-# Page --------------------------------------------------------------------------------------------
-
-
-def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Lay out a Markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
-
-
-def format_ratio(ratio: Json) -> str:
-    """Median, and its range over the openings."""
-    low, high = ratio["range"]
-    return f"{ratio['median']:.2f} ({low:.2f} to {high:.2f})"
-
-
-def forwards_table(forwards: Json, past: int) -> str:
-    """Medians of all graphs."""
-    names = [graph.name for graph in GRAPHS]
-    cells = [cell for cell in forwards["cells"] if cell["past"] == past]
-    rows = (
-        [
-            cell["rows"],
-            *(f"{cell['ms'][n]['median']:.0f} / {cell['ms'][n]['min']:.0f}" for n in names),
-        ]
-        for cell in cells
-    )
-    return table(["rows", *names], rows)
-
-
-def ratios_table(forwards: Json) -> str:
-    """Ratios between graphs."""
-    names = [f"{above} / {below}" for above, below in RATIOS]
-    rows = (
-        [cell["past"], cell["rows"], *(format_ratio(cell["ratios"][name]) for name in names)]
-        for cell in forwards["cells"]
-    )
-    return table(["past", "rows", *names], rows)
-
-
-def decoding_table(decoding: Json) -> str:
-    """Time per token of all decoders, and their ratio to onnxruntime-genai's."""
-    rows: list[list[object]] = []
-    for case in decoding["cases"]:
-        for name, ms in case["ms"].items():
-            ratio = case["ratios"].get(f"{name} / {GENAI}")
-            rows.append(
-                [
-                    case["weights"],
-                    case["threads"],
-                    name,
-                    f"{ms['median']:.1f} / {ms['min']:.1f}",
-                    format_ratio(ratio) if ratio else "",
-                    "yes" if case["same_ids"][name] else "no",
-                ]
-            )
-    header = ["weights", "threads", "decoder", "ms per token", "to onnxruntime-genai", "same ids"]
-    return table(header, rows)
-
-
-def open_table(opened: Json) -> str:
-    """Time to open and memory."""
-    rows = (
-        [
-            name,
-            f"{m['seconds']['median']:.1f} / {m['seconds']['min']:.1f}",
-            *(m[key] for key in ("file_mib", "held_mib", "mapped_mib", "peak_mib")),
-        ]
-        for name, m in opened["models"].items()
-    )
-    return table(["graph", "seconds", "files", "own", "mapped", "peak"], rows)
-
-
-def profile_table(profiles: Json) -> str:
-    """Operators that take the most, and the rest."""
-    columns = [(rows, name, ms) for rows, by in profiles["rows"].items() for name, ms in by.items()]
-    most: Counter[str] = Counter()
-    for _, _, ms in columns:
-        most.update(ms)
-    shown = [name for name, _ in most.most_common(8)]
-    lines = [[name, *(f"{ms.get(name, 0):.1f}" for _, _, ms in columns)] for name in shown]
-    rest = [sum(v for name, v in ms.items() if name not in shown) for _, _, ms in columns]
-    lines.append(["all others", *(f"{ms:.1f}" for ms in rest)])
-    lines.append(["sum", *(f"{sum(ms.values()):.1f}" for _, _, ms in columns)])
-    return table(["operator", *(f"{name}, rows: {rows}" for rows, name, _ in columns)], lines)
-
-
-def prose(text: str) -> str:
-    """Refill a paragraph."""
-    return textwrap.fill(" ".join(text.split()), 120, break_on_hyphens=False)
-
-
-def page(found: Json) -> str:
-    """Everything, in words and tables."""
-    shape, versions, decoding = found["shape"], found["versions"], found["decoding"]
-    short, long = shape["pasts"]
-    loads = [load for part in MEASURES for load in found[part]["load"]]
-    parts = [
-        "# What an exported model costs on a CPU",
-        prose(f"""
-            `python benchmarks/onnx_models.py --size {found["size"]}` on {found["machine"]} with
-            other work: load {min(loads)} to {max(loads)}. ONNX Runtime {versions["onnxruntime"]},
-            onnxruntime-genai {versions["onnxruntime-genai"]}. The ratios move less than the times.
-            """),
-        prose(f"""
-            The model is a Llama of {found["parameters"] / 1e6:.0f}M seeded random parameters:
-            {shape["layers"]} layers of width {shape["hidden"]}, {shape["heads"]} heads over
-            {shape["kv_heads"]} of keys and values, {shape["vocab"]:,} tokens. *gqa* and *portable*
-            are the two forms of `pard-rt export`, *builder* is onnxruntime-genai's model builder.
-            Quantized graphs run on integer kernels here, by `exact=False` where the form is
-            portable: an exact target of that form is opened as fp32.
-            """),
-        prose(f"""
-            What is compared takes turns in one process, in random order, and everything is opened
-            {shape["openings"]} times: two sessions over one graph can differ by a tenth,
-            by where their weights happen to lie. Ratios are those of neighbours in time: their
-            median, and in brackets the lowest and the highest of one opening.
-            Times are median / minimum.
-            """),
-        "## Forwards",
-        prose(f"""
-            Milliseconds of a forward with logits for every row, one thread, through
-            `OnnxModel.forward` from Python. The call itself costs less than
-            {found["binding_us"]:.0f} us, which a graph of two layers of width 64 takes in all.
-            """),
-        f"Over {short:,} past tokens:",
-        forwards_table(found["forwards"], short),
-        f"Over {long:,}:",
-        forwards_table(found["forwards"], long),
-        "Between graphs:",
-        ratios_table(found["forwards"]),
-        "## Where the two forms differ",
-        prose(f"""
-            Milliseconds by operator, one thread, {long:,} past tokens, after ONNX Runtime's
-            optimisations, in its own count:
-            """),
-        profile_table(found["profiles"]),
-        prose("""
-            The portable form keeps the heads of a row side by side, so that a past is a prefix of
-            its buffer. Its `Transpose` brings them apart for the products with keys and values,
-            which are in `MatMul` and `FusedMatMul`; `GroupQueryAttention` does both for the other.
-            """),
-        "## Plain decoding",
-        prose(f"""
-            Milliseconds per token after a prompt of {decoding["prompt"]}, {decoding["tokens"]}
-            tokens, no draft. *onnxruntime-genai* is its `Generator` over the builder's folder,
-            *pard-rt* is `Decoder` over the same folder with `exact=False`, *own graph* that
-            over the gqa export. *exact* is what pard-rt does by default: it runs single rows of a
-            quantized graph as two. *spinning* lets idle threads spin.
-            """),
-        decoding_table(decoding),
-        prose("""
-            That pard-rt and onnxruntime-genai give the same ids over one graph is asserted. Another
-            graph, or two rows for one, may round a near-tie the other way. Idle threads that spin
-            answer sooner where a core is theirs, and take it from the others where it is not; ONNX
-            Runtime's own default is to spin, so on two threads *spinning* is the row to compare. A
-            busy machine moves even these ratios: read the brackets before the medians.
-            """),
-        "## Opening",
-        prose("""
-            Seconds to open, and MiB: every model in processes of its own, its files in the page
-            cache, the interpreter left out. *own* is memory of the process; *mapped* are pages of
-            files, which the system can take back; *peak* counts both.
-            """),
-        open_table(found["open"]),
-    ]
-    elsewhere = {
-        part: found[part]["machine"]
-        for part in MEASURES
-        if found[part]["machine"] != found["machine"]
-    }
-    if elsewhere:
-        machines = "; ".join(f"*{part}* on {name}" for part, name in elsewhere.items())
-        parts.insert(2, prose(f"Parts measured at another time: {machines}."))
-    return "\n\n".join(parts) + "\n"
 
 
 def main() -> None:
