@@ -31,8 +31,8 @@ test: lint test-cpp fuzz test-python
 # Statistics run in the plain build, everything else under sanitizers. ThreadSanitizer cannot see
 # into ONNX Runtime, so its run leaves those tests out.
 test-cpp: setup build/graphs
-	cmake --preset dev -DPARD_BUILD_GPU_CODE=ON >/dev/null
-	cmake --build --preset dev --target pard_law_tests pard_gpu_code
+	cmake --preset dev -DPARD_BUILD_GPU_CODE=ON -DPARD_BUILD_BENCHMARKS=ON >/dev/null
+	cmake --build --preset dev --target pard_law_tests round_bench choose_bench pard_gpu_code
 	ctest --preset dev -R 'law|headers'
 	cmake --preset asan >/dev/null && cmake --build --preset asan
 	PARD_TEST_GRAPHS=$(CURDIR)/build/graphs PARD_RT_ONNXRUNTIME=$(ONNXRUNTIME) ctest --preset asan

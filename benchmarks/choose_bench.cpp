@@ -76,10 +76,9 @@ int main() {
     half.push_back(static_cast<std::uint16_t>(std::bit_cast<std::uint32_t>(logit) >> 16));
   }
   const auto size = static_cast<std::int64_t>(vocab_size);
-  const auto cpu = pard::Device::cpu;
-  const pard::LogitsRow flat_row{flat.data(), pard::DType::f32, cpu, size};
-  const pard::LogitsRow peaked_row{peaked.data(), pard::DType::f32, cpu, size};
-  const pard::LogitsRow half_row{half.data(), pard::DType::bf16, cpu, size};
+  const pard::LogitsRow flat_row{flat.data(), pard::DType::f32, size};
+  const pard::LogitsRow peaked_row{peaked.data(), pard::DType::f32, size};
+  const pard::LogitsRow half_row{half.data(), pard::DType::bf16, size};
 
   const double read = read_us(peaked);
   const double greedy = choose_us(peaked_row, {});

@@ -28,6 +28,7 @@ from pathlib import Path
 import torch
 
 from gpu_models import Json
+from gpu_onnx import runtime_here
 from gpu_page import page
 from gpu_steps import Step, Steps
 
@@ -42,7 +43,8 @@ class Results:
     def __init__(self, folder: Path, plan: list[Step], dry_run: bool) -> None:
         self.card = "a CPU (dry run)" if dry_run else torch.cuda.get_device_name()
         packages = ("pard-rt", "torch", "transformers")
-        self.versions = ", ".join(f"{name} {version(name)}" for name in packages)
+        versions = [f"{name} {version(name)}" for name in packages]
+        self.versions = ", ".join([*versions, f"onnxruntime {runtime_here()[0]}"])
         name = "dry-run" if dry_run else re.sub(r"[^a-z0-9]+", "-", self.card.lower())
         self._file = folder / f"{name}.json"
         self._head = {"card": self.card, "dry run": dry_run, "plan": [step.name for step in plan]}

@@ -8,14 +8,13 @@ from typing import Literal
 
 import pard_rt
 from gpu_models import Json
-from pard_rt.code_objects import Driver, code_objects
+from pard_rt.code_objects import code_objects, driver_of
 from pard_rt.hub import locate
 
 Provider = Literal["cuda", "rocm", "cpu"]
 Decoded = tuple[list[list[int]], float]  # texts, and seconds per round
 
-DRIVERS: dict[Provider, Driver] = {"cuda": "cuda", "rocm": "hip", "cpu": "host"}
-NAMES: dict[str, Provider] = {"CUDAExecutionProvider": "cuda", "ROCMExecutionProvider": "rocm"}
+PROVIDERS: tuple[Provider, ...] = ("cuda", "rocm")  # the demo's graphs are not MIGraphX's
 PROMPTS = [list(text.encode()) for text in ("def add(", "class Reader:\n", "import os\n\n\ndef ")]
 SAMPLINGS = (
     pard_rt.SamplingParams(),
@@ -23,17 +22,19 @@ SAMPLINGS = (
 )
 
 
-def provider_here() -> Provider | None:
-    """Return the provider that the ONNX Runtime found first has for a card."""
+def runtime_here() -> tuple[str, Provider | None]:
+    """Return the version of the ONNX Runtime found first, and its provider for a card."""
     try:
-        _, _, providers = pard_rt.onnxruntime_providers()
+        _, version, providers = pard_rt.onnxruntime_providers()
     except pard_rt.RuntimeMissingError:
-        return None
-    return next((NAMES[name] for name in providers if name in NAMES), None)
+        return "none", None
+    return version, next((name for name in PROVIDERS if name in providers), None)
 
 
-def decode_demo(provider: Provider, new_tokens: int, turns: int) -> Json:
+def decode_demo(provider: Provider | None, new_tokens: int, turns: int) -> Json:
     """Decode plainly and with K = 8, choosing where the logits are and on the host."""
+    if provider is None:
+        return {"provider": "none: no ONNX Runtime here has cuda or rocm"}
     expected, _ = decode(provider, False, 0, new_tokens, turns)
     found: Json = {"provider": provider}
     equal = 0
@@ -76,6 +77,6 @@ def open_there(name: str, provider: Provider, on_device: bool) -> pard_rt.OnnxMo
         locate(name), provider=provider, provider_options=options, device_memory=True
     )
     if on_device:
-        driver = DRIVERS[provider]
-        model.choose_on_device(driver, code_objects(driver))
+        model.choose_on_device(code_objects(driver_of(provider)))
+        model.probe()  # reads rows too
     return model

@@ -81,12 +81,13 @@ def equal_tokens(found: Json) -> float | None:
     """Lowest share of tokens equal to plain decoding: of all steps, or one below 1 of any."""
     parts: list[Json] = []
     complete = True
-    for kind in ("exactness", "rounds, ", "soak "):
+    for kind in ("exactness", "onnx", "rounds, ", "compiled, ", "soak "):
         complete = complete and bool(_all_of(found, kind))
         for name, result in results(found).items():
             if name.startswith(kind):
-                parts += [result["plain"], *result["recorded"]] if "plain" in result else [result]
-    lowest: float | None = min((part["equal tokens"] for part in parts), default=None)
+                parts += [result, result.get("plain", {}), *result.get("recorded", [])]
+    shares = [part["equal tokens"] for part in parts if "equal tokens" in part]
+    lowest: float | None = min(shares, default=None)
     return lowest if complete or (lowest is not None and lowest < 1) else None
 
 

@@ -29,7 +29,7 @@ from gpu_models import (
     load,
     load_counting,
 )
-from gpu_onnx import Provider, decode_demo, provider_here
+from gpu_onnx import decode_demo, runtime_here
 from gpu_stand_ins import RecordedAssistant, RecordedExecutor, break_text
 from gpu_transformers import generate
 from pard_rt.models.captured_executor import CapturedExecutor
@@ -88,12 +88,9 @@ class Steps:
             Step("kernels", 30, self.kernels),
             Step("exactness", 60, self.exactness),
             Step("bandwidth", 20, self.bandwidth),
+            Step("onnx", 60, self.onnx),
             Step("draft training", 150, self.draft_training),
         ]
-        provider: Provider | None = "cpu" if self.dry_run else provider_here()
-        if provider is not None:
-            onnx = partial(decode_demo, provider, self.new_tokens, self.turns)
-            steps.append(Step("exactness, onnx", 60, onnx))
         for name, pair in pairs.items():
             steps += [
                 Step(f"rounds, {name}", 120, partial(self.rounds, pair)),
@@ -152,6 +149,11 @@ class Steps:
         ]
         decoder.run()
         return [sequence.generated.tolist() for sequence in sequences]
+
+    def onnx(self) -> Json:
+        """Decode the demo pair through ONNX Runtime, where it has a provider for the card."""
+        provider = "cpu" if self.dry_run else runtime_here()[1]
+        return decode_demo(provider, self.new_tokens, self.turns)
 
     # Fast -----------------------------------------------------------------------------------------
 

@@ -477,7 +477,7 @@ def main() -> None:
             say(f"{part} is measured")
         arguments.out.write_text(json.dumps(found, indent=1) + "\n")
     found = json.loads(arguments.out.read_text())
-    arguments.out.with_suffix(".md").write_text(page(found))
+    arguments.out.with_suffix(".md").write_text(page(found, list(MEASURES)))
 
 
 if __name__ == "__main__":

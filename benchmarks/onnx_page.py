@@ -8,8 +8,6 @@ from collections.abc import Iterable, Sequence
 
 from onnx_graphs import GENAI, GRAPHS, RATIOS, Json
 
-PARTS = ("open", "decoding", "forwards", "profiles")
-
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """Lay out a Markdown table."""
@@ -99,11 +97,11 @@ def prose(text: str) -> str:
     return textwrap.fill(" ".join(text.split()), 120, break_on_hyphens=False)
 
 
-def page(found: Json) -> str:
-    """Everything, in words and tables."""
+def page(found: Json, measured: Sequence[str]) -> str:
+    """Everything, in words and tables; `measured` are the parts."""
     shape, versions, decoding = found["shape"], found["versions"], found["decoding"]
     short, long = shape["pasts"]
-    loads = [load for part in PARTS for load in found[part]["load"]]
+    loads = [load for part in measured for load in found[part]["load"]]
     parts = [
         "# What an exported model costs on a CPU",
         prose(f"""
@@ -174,7 +172,9 @@ def page(found: Json) -> str:
         open_table(found["open"]),
     ]
     elsewhere = {
-        part: found[part]["machine"] for part in PARTS if found[part]["machine"] != found["machine"]
+        part: found[part]["machine"]
+        for part in measured
+        if found[part]["machine"] != found["machine"]
     }
     if elsewhere:
         machines = "; ".join(f"*{part}* on {name}" for part, name in elsewhere.items())

@@ -27,7 +27,7 @@ class IdleModel final : public pard::Model {
   pard::LogitsView forward(std::span<const pard::ForwardItem> batch) override {
     std::int64_t num_rows = 0;
     for (const pard::ForwardItem& item : batch) num_rows += item.num_rows;
-    return {rows_.data(), pard::DType::f32, pard::Device::cpu, num_rows, vocab_size, vocab_size};
+    return {rows_.data(), pard::DType::f32, num_rows, vocab_size, vocab_size};
   }
   void release(pard::SequenceId) noexcept override {}
 
@@ -85,8 +85,7 @@ double time_choices(const pard::SamplingParams& sampling) {
     const auto start = std::chrono::steady_clock::now();
     for (int round = 0; round < 50; ++round) {
       for (int i = 0; i < 2 * num_speculative_tokens + 1; ++i) {
-        sum += pard::choose({row.data(), pard::DType::f32, pard::Device::cpu, vocab_size}, sampling,
-                            i);
+        sum += pard::choose({row.data(), pard::DType::f32, vocab_size}, sampling, i);
       }
     }
     if (block >= 10) times.push_back(seconds_since(start) / 50 * 1e6);

@@ -35,7 +35,10 @@ std::int32_t dtype_of(const std::string& name) {
 std::unique_ptr<KernelSet> open_kernels(const std::string& driver,
                                         const std::vector<std::string>& code_objects) {
   if (driver == "host") return gpu::host_kernels();
-  return gpu::load_kernels(driver == "cuda" ? gpu::Driver::cuda : gpu::Driver::hip, code_objects);
+  if (driver == "cuda") return gpu::load_kernels(gpu::Driver::cuda, code_objects);
+  if (driver == "hip") return gpu::load_kernels(gpu::Driver::hip, code_objects);
+  throw InvalidArgument({"There is no such driver", "host, cuda or hip", "'" + driver + "'",
+                         "Pass one of these names."});
 }
 
 void register_gpu(py::module_& module) {

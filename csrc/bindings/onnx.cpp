@@ -90,12 +90,16 @@ void register_onnx(py::module_& module) {
       .def("cached_rows", &cached_rows, py::arg("sequence"), py::arg("layer"), py::arg("length"))
       .def(
           "choose_on_device",
-          [](OnnxModel& self, const std::string& driver,
-             const std::vector<std::string>& code_objects) {
-            self.choose_on(
-                std::make_shared<gpu::KernelChoosing>(open_kernels(driver, code_objects)));
+          [](OnnxModel& self, const std::vector<std::string>& code_objects) {
+            const std::string& provider = self.provider();
+            const char* driver = provider == "cpu" ? "host" : provider == "cuda" ? "cuda" : "hip";
+            self.choose_on([&] {
+              return std::make_shared<gpu::KernelChoosing>(open_kernels(driver, code_objects));
+            });
           },
-          py::arg("driver"), py::arg("code_objects") = std::vector<std::string>{})
+          py::arg("code_objects") = std::vector<std::string>{},
+          py::call_guard<py::gil_scoped_release>())
+      .def_property_readonly("provider", &OnnxModel::provider)
       .def("probe", &OnnxModel::probe, py::call_guard<py::gil_scoped_release>());
   module.def(
       "onnxruntime_providers",

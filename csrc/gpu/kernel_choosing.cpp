@@ -32,7 +32,7 @@ struct SlotLayout {
 }  // namespace
 
 KernelChoosing::KernelChoosing(std::unique_ptr<KernelSet> kernels) : kernels_(std::move(kernels)) {
-  try_out();
+  for (const DType dtype : {DType::f32, DType::f16, DType::bf16}) try_out(dtype);
 }
 
 void KernelChoosing::reserve(std::size_t rows) const {
@@ -48,7 +48,7 @@ void KernelChoosing::reserve(std::size_t rows) const {
 }
 
 void KernelChoosing::choose(const LogitsView& rows, std::span<const RowRequest> requests,
-                            std::span<Token> tokens) const {
+                            std::span<std::optional<Token>> tokens) const {
   const std::size_t count = requests.size();
   if (count == 0) return;
   reserve(count);
@@ -77,18 +77,26 @@ void KernelChoosing::choose(const LogitsView& rows, std::span<const RowRequest> 
   kernels_->choose_and_verify(args, static_cast<int>(count), nullptr);
 
   kernels_->read(chosen_.data(), args.chosen, count * max_rows * sizeof(std::int32_t));
-  for (std::size_t i = 0; i < count; ++i) tokens[i] = chosen_[i * max_rows];
+  for (std::size_t i = 0; i < count; ++i) {
+    const Token token = chosen_[i * max_rows];
+    tokens[i] = token < 0 ? std::nullopt : std::optional(token);
+  }
 }
 
-void KernelChoosing::try_out() const {
-  constexpr std::int64_t num_rows = 8, vocab_size = 1003;
-  std::vector<float> logits(num_rows * vocab_size);
+void KernelChoosing::try_out(DType dtype) const {
+  constexpr std::size_t num_rows = 8;
+  constexpr std::int64_t vocab_size = 1003;
+  // Bits of numbers between -2 and 2, of one float or two of 16 bits: these have many ties.
+  std::vector<std::uint32_t> bits(num_rows * vocab_size);
+  for (std::size_t i = 0; i < bits.size(); ++i) {
+    const std::uint32_t random = noise::block(1, 0, static_cast<std::uint32_t>(i)).word[0];
+    bits[i] = dtype == DType::f16    ? (random & 0x9FFF9FFFU) | 0x20002000U
+              : dtype == DType::bf16 ? (random & 0x81FF81FFU) | 0x3E003E00U
+                                     : (random & 0x81FFFFFFU) | 0x3E000000U;
+  }
   std::array<SamplingParams, num_rows> sampling;
   std::array<RowRequest, num_rows> requests;
-  std::array<Token, num_rows> tokens;
-  for (std::size_t i = 0; i < logits.size(); ++i) {
-    logits[i] = noise::gumbel(std::uint64_t{1}, 0, static_cast<Token>(i));
-  }
+  std::array<std::optional<Token>, num_rows> tokens;
   for (std::size_t i = 0; i < num_rows; ++i) {
     sampling[i].temperature = i % 4 == 0 ? 0.0F : 0.7F;
     if (i % 4 == 2) sampling[i].top_k = 20;
@@ -97,19 +105,20 @@ void KernelChoosing::try_out() const {
     sampling[i].seed = i;
     requests[i] = {&sampling[i], static_cast<std::int64_t>(100 + i)};
   }
-  const std::size_t bytes = logits.size() * sizeof(float);
+  const std::size_t bytes = num_rows * vocab_size * size_of(dtype);
   const std::shared_ptr<void> rows = kernels_->allocate(bytes);
-  kernels_->write(rows.get(), logits.data(), bytes);
-  choose({rows.get(), DType::f32, num_rows, vocab_size, vocab_size, this}, requests, tokens);
+  kernels_->write(rows.get(), bits.data(), bytes);
+  choose({rows.get(), dtype, num_rows, vocab_size, vocab_size, this}, requests, tokens);
 
-  const LogitsView on_host{logits.data(), DType::f32, num_rows, vocab_size, vocab_size};
+  const LogitsView on_host{bits.data(), dtype, num_rows, vocab_size, vocab_size};
   for (std::size_t i = 0; i < num_rows; ++i) {
-    const Token expected =
-        pard::choose(on_host.row(static_cast<std::int64_t>(i)), sampling[i], requests[i].position);
+    const LogitsRow row = on_host.row(static_cast<std::int64_t>(i));
+    const Token expected = pard::choose(row, sampling[i], requests[i].position);
     if (tokens[i] == expected) continue;
     throw ModelError({"The device chooses another token than the host from the same row",
-                      "token " + std::to_string(expected), "token " + std::to_string(tokens[i]),
-                      "Please report this card; choose on the host until it is mended."});
+                      "token " + std::to_string(expected),
+                      tokens[i] ? "token " + std::to_string(*tokens[i]) : "none",
+                      "Report the card and its driver; choose on the host meanwhile."});
   }
 }
 

@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -20,14 +21,14 @@ class KernelChoosing final : public LogitsDevice {
   explicit KernelChoosing(std::unique_ptr<KernelSet> kernels);
 
   void choose(const LogitsView& rows, std::span<const RowRequest> requests,
-              std::span<Token> tokens) const override;
+              std::span<std::optional<Token>> tokens) const override;
   void read(void* to, const void* from, std::size_t bytes) const override {
     kernels_->read(to, from, bytes);
   }
 
  private:
   void reserve(std::size_t rows) const;
-  void try_out() const;
+  void try_out(DType dtype) const;
 
   template <class T>
   T* part(std::size_t offset) const {

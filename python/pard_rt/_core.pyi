@@ -739,15 +739,15 @@ class OnnxModel(Model):
             The layer or that many rows are not there.
         """
 
-    def choose_on_device(self, driver: str, code_objects: list[str] = ...) -> None:
+    @property
+    def provider(self) -> str: ...
+    def choose_on_device(self, code_objects: list[str] = ...) -> None:
         """Leave logits in the device's memory from now on, and choose from them there.
 
-        To be called in the thread that opened the model: its provider has made the device current.
+        On the CPU provider, whose memory is the host's, it is there for tests.
 
         Parameters
         ----------
-        driver : str
-            "cuda" or "hip"; "host" over the memory of the CPU provider.
         code_objects : list of str
             Files, of which the first that the driver takes is loaded (`pard_rt.code_objects`).
 

@@ -11,6 +11,11 @@ Driver: TypeAlias = Literal["host", "cuda", "hip"]
 _FOLDER = Path(__file__).parent / "gpu"
 
 
+def driver_of(provider: str) -> Driver:
+    """Name the driver under a provider of ONNX Runtime."""
+    return "host" if provider == "cpu" else "cuda" if provider == "cuda" else "hip"
+
+
 def code_objects(driver: Driver) -> list[str]:
     """List the code objects built for a driver, those for one card alone before generic ones.
 
@@ -20,7 +25,8 @@ def code_objects(driver: Driver) -> list[str]:
         built = sorted(_FOLDER.glob("sm_*.cubin"), key=_architecture, reverse=True)
         return [str(path) for path in (*built, *sorted(_FOLDER.glob("*.ptx")))]
     if driver == "hip":
-        return sorted(map(str, _FOLDER.glob("*.hsaco")), key=lambda path: "generic" in path)
+        names = sorted(path.name for path in _FOLDER.glob("*.hsaco"))
+        return [str(_FOLDER / name) for name in sorted(names, key=lambda name: "generic" in name)]
     return []
 
 

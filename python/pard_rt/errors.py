@@ -90,6 +90,6 @@ def fall_back(instead: str, error: Error) -> None:
     """Give a `FallbackWarning` at the line that called the package."""
     frame = inspect.currentframe()
     depth = 0
-    while frame is not None and frame.f_globals["__name__"].partition(".")[0] == "pard_rt":
+    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "pard_rt":
         frame, depth = frame.f_back, depth + 1
     warnings.warn(FallbackWarning(instead, error), stacklevel=depth + 1)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from pard_rt._core import Model, ModelInfo, OnnxModel, ProbeReport, probe_model, read_folder
-from pard_rt.code_objects import Driver, code_objects
+from pard_rt.code_objects import code_objects, driver_of
 from pard_rt.errors import (
     FolderError,
     InvalidArgumentError,
@@ -139,10 +139,10 @@ def open_model(
     return _open_hugging_face(path, device, threads, is_target, max_length, mask_token_id)
 
 
-def _choose_on_device(model: OnnxModel, driver: Driver) -> None:
+def _choose_on_device(model: OnnxModel) -> None:
     try:
-        model.choose_on_device(driver, code_objects(driver))
-    except RuntimeMissingError as error:
+        model.choose_on_device(code_objects(driver_of(model.provider)))
+    except (RuntimeMissingError, ModelError) as error:
         instead = "Tokens are chosen on the host: logits are copied there, slower"
         fall_back(instead, error)
 
@@ -167,7 +167,7 @@ def _open_onnx(
         probe=False,
     )
     if device != "cpu":
-        _choose_on_device(model, "cuda" if device == "cuda" else "hip")
+        _choose_on_device(model)
     contract = model.contract
     mask = contract.mask_token_id if mask_token_id is None else mask_token_id
     facts = ["ONNX folder", contract.form, contract.weights or "weights not said", device]

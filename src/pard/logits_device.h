@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <span>
 
 #include "choose.h"
@@ -20,13 +21,11 @@ struct RowRequest {
 // thread at a time.
 class LogitsDevice {
  public:
-  static constexpr Token no_token = -1;
-
   virtual ~LogitsDevice() = default;
 
-  // choose() of every row by its request, there; no_token where a row allows no choice.
+  // choose() of every row by its request, there; none where a row allows no choice.
   virtual void choose(const LogitsView& rows, std::span<const RowRequest> requests,
-                      std::span<Token> tokens) const = 0;
+                      std::span<std::optional<Token>> tokens) const = 0;
 
   // Copies bytes of a row to the host's memory.
   virtual void read(void* to, const void* from, std::size_t bytes) const = 0;

@@ -2,15 +2,14 @@
 
 #include <algorithm>
 #include <array>
-#include <bit>
 #include <cmath>
 #include <cstdint>
-#include <cstring>
 #include <limits>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "pard/choose.h"
 #include "pard/error.h"
 
 namespace pard {
@@ -23,34 +22,9 @@ constexpr SequenceId probe_sequence = std::numeric_limits<SequenceId>::max();
 
 using Row = std::vector<float>;
 
-float half_to_float(std::uint16_t half) {
-  const int exponent = half >> 10 & 0x1F;
-  const int mantissa = half & 0x3FF;
-  float value = 0;
-  if (exponent == 0x1F) {
-    value = mantissa == 0 ? std::numeric_limits<float>::infinity()
-                          : std::numeric_limits<float>::quiet_NaN();
-  } else if (exponent == 0) {
-    value = std::ldexp(static_cast<float>(mantissa), -24);
-  } else {
-    value = std::ldexp(static_cast<float>(mantissa | 0x400), exponent - 25);
-  }
-  return (half & 0x8000) != 0 ? -value : value;
-}
-
 Row copy_row(const LogitsRow& row) {
   Row copy(static_cast<std::size_t>(row.size));
-  for (std::size_t i = 0; i < copy.size(); ++i) {
-    if (row.dtype == DType::f32) {
-      std::memcpy(&copy[i], static_cast<const char*>(row.data) + 4 * i, 4);
-    } else {
-      std::uint16_t bits = 0;
-      std::memcpy(&bits, static_cast<const char*>(row.data) + 2 * i, 2);
-      copy[i] = row.dtype == DType::f16
-                    ? half_to_float(bits)
-                    : std::bit_cast<float>(static_cast<std::uint32_t>(bits) << 16);
-    }
-  }
+  widen(row, copy.data());
   return copy;
 }
 

@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "logits_device.h"
@@ -31,7 +32,7 @@ class RowChoices {
 
   // Throws as choose() does.
   Token at(std::size_t row) const {
-    if (rows_.device != nullptr && tokens_[row] != LogitsDevice::no_token) return tokens_[row];
+    if (rows_.device != nullptr && tokens_[row]) return *tokens_[row];
     const RowRequest& request = requests_[row];  // and where there is none, it says why
     return choose(rows_.row(static_cast<std::int64_t>(row)), *request.sampling, request.position);
   }
@@ -39,7 +40,7 @@ class RowChoices {
  private:
   std::vector<RowRequest> requests_;
   LogitsView rows_;
-  std::vector<Token> tokens_;
+  std::vector<std::optional<Token>> tokens_;
 };
 
 }  // namespace pard

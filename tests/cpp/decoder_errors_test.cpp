@@ -48,6 +48,28 @@ TEST_CASE(
   }
 }
 
+TEST_CASE("a device that fails to choose leaves every sequence at its last committed token") {
+  for (const Method method : {Method::plain, Method::parallel, Method::autoregressive}) {
+    for (int choices = 0; choices < 8; ++choices) {
+      FakePair pair(method, Manner::mixed);
+      pair.use_device();
+      pair.device->choices_until_failure = choices;
+      const auto sequence = pair.decoder->add(prompt_of(40), {.max_new_tokens = 30});
+      int errors = 0;
+      while (!sequence->finished()) {
+        try {
+          pair.decoder->step();
+        } catch (const ModelError&) {
+          ++errors;
+        }
+        if (!sequence->finished()) CHECK(pair.caches_are_fresh(*sequence));
+      }
+      CHECK(errors == 1);
+      CHECK(generated(*sequence) == decode_plainly(pair.language, prompt_of(40), {}, 30));
+    }
+  }
+}
+
 TEST_CASE(
     "a row with no choice ends one sequence's progress where plain decoding's ends; others go on") {
   const Method methods[] = {Method::plain, Method::parallel, Method::autoregressive};

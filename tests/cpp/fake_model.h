@@ -74,7 +74,12 @@ class FakeLanguage {
 class FakeDevice final : public LogitsDevice {
  public:
   void choose(const LogitsView& rows, std::span<const RowRequest> requests,
-              std::span<Token> tokens) const override {
+              std::span<std::optional<Token>> tokens) const override {
+    if (choices_until_failure && *choices_until_failure == 0) {
+      choices_until_failure.reset();
+      throw ModelError({"The device did not choose", "tokens", "nothing", "Try again."});
+    }
+    if (choices_until_failure) --*choices_until_failure;
     std::vector<float> row(static_cast<std::size_t>(rows.vocab_size));
     for (std::size_t i = 0; i < requests.size(); ++i) {
       read(row.data(), rows.row(static_cast<std::int64_t>(i)).data, row.size() * sizeof(float));
@@ -82,7 +87,7 @@ class FakeDevice final : public LogitsDevice {
         tokens[i] = pard::choose({row.data(), DType::f32, rows.vocab_size}, *requests[i].sampling,
                                  requests[i].position);
       } catch (const LogitsError&) {
-        tokens[i] = no_token;
+        tokens[i] = std::nullopt;
       }
     }
     num_chosen += static_cast<int>(requests.size());
@@ -95,6 +100,7 @@ class FakeDevice final : public LogitsDevice {
   }
 
   mutable int num_chosen = 0;
+  mutable std::optional<int> choices_until_failure;  // 0: the next choice throws
 };
 
 // How a fake model's rows relate to its language's.

@@ -15,10 +15,12 @@
 #include <vector>
 
 #include "folders.h"
+#include "pard/choose.h"
 #include "pard/composed_executor.h"
 #include "pard/decoder.h"
 #include "pard/draft.h"
 #include "pard/error.h"
+#include "pard/logits_device.h"
 #include "pard/onnx/json.h"
 #include "pard/onnx/kv_buffer.h"
 #include "pard/onnx/onnx_file.h"
@@ -222,24 +224,10 @@ std::vector<Token> some_tokens(std::size_t count) {
   return tokens;
 }
 
-float to_float(const LogitsRow& row, std::size_t index) {
-  if (row.dtype == DType::f32) {
-    return static_cast<const float*>(row.data)[index];
-  }
-  const unsigned bits = static_cast<const std::uint16_t*>(row.data)[index];
-  const float magnitude = std::ldexp(static_cast<float>((bits & 0x3FF) | 0x400),
-                                     static_cast<int>(bits >> 10 & 0x1F) - 25);
-  return (bits & 0x8000) != 0 ? -magnitude : magnitude;
-}
-
 Rows copy(const LogitsView& logits) {
   Rows rows;
   for (std::int64_t i = 0; i < logits.num_rows; ++i) {
-    const LogitsRow row = logits.row(i);
-    std::vector<float>& values = rows.emplace_back();
-    for (std::size_t j = 0; j < static_cast<std::size_t>(row.size); ++j) {
-      values.push_back(to_float(row, j));
-    }
+    widen(logits.row(i), rows.emplace_back(static_cast<std::size_t>(logits.vocab_size)).data());
   }
   return rows;
 }
@@ -290,6 +278,22 @@ constexpr Variant variants[] = {{"portable", 2e-5},
                                 {"portable", 2e-5, true, true},
                                 {"gqa", 2e-5, false, true},
                                 {"portable_f16", 5e-2, true, true}};
+
+// In the place of one that the host cannot read.
+class CountingDevice final : public LogitsDevice {
+ public:
+  explicit CountingDevice(int& num_rows) : num_rows_(num_rows) {}
+
+  void choose(const LogitsView&, std::span<const RowRequest>,
+              std::span<std::optional<Token>>) const override {}
+  void read(void* to, const void* from, std::size_t bytes) const override {
+    std::memcpy(to, from, bytes);
+    ++num_rows_;
+  }
+
+ private:
+  int& num_rows_;
+};
 
 std::unique_ptr<OnnxModel> open_variant(const char* graphs, const Variant& variant) {
   OnnxModelOptions options;
@@ -654,6 +658,38 @@ TEST_CASE("onnx model: a dynamically quantized graph is no target") {
   OnnxModel draft(folder, options);
   // Were the graph's operators not looked at, the probe would tell.
   CHECK(mentions(message_of<ModelError>([&] { probe_model(draft, {1, 1, 1e-5}); }), "rejected"));
+}
+
+TEST_CASE("onnx model: logits are left on a device, a batch's and the probe's too") {
+  const char* graphs = graphs_or_skip();
+  if (graphs == nullptr) {
+    return;
+  }
+  for (const Variant& variant : variants) {
+    CAPTURE(variant.folder);
+    CAPTURE(variant.static_shapes);
+    CAPTURE(variant.device_memory);
+    const auto model = open_variant(graphs, variant);
+    int num_rows = 0;
+    const auto choose_there = [&] {
+      model->choose_on([&] { return std::make_shared<CountingDevice>(num_rows); });
+    };
+    if (!variant.device_memory) {
+      CHECK(mentions(message_of<InvalidArgument>(choose_there), "device_memory"));
+      continue;
+    }
+    const auto tokens = some_tokens(12);
+    const auto all = std::span<const Token>(tokens);
+    const ForwardItem batch[] = {
+        {1, 0, all.first(7), 2}, {2, 0, all.subspan(5), 3}, {3, 0, all.first(3), 1}};
+    const Rows expected = copy(model->forward(batch));
+    CHECK(num_rows == 0);
+    choose_there();
+    CHECK(copy(model->forward(batch)) == expected);
+    CHECK(num_rows == 6);
+    model->probe();
+    CHECK(num_rows > 6);
+  }
 }
 
 TEST_CASE("onnx model: a missing provider is refused, with the wheel that has it") {

@@ -23,8 +23,8 @@ from transformers import AutoModelForCausalLM, DynamicCache
 
 import pard_rt
 from conftest import TinyModels
-from pard_rt import reference
-from pard_rt.code_objects import Driver
+from pard_rt import code_objects, reference
+from pard_rt._core import KernelSet
 from pard_rt.loading import load
 from pard_rt.models.torch_model import TorchModel
 from pard_rt.opening import _choose_on_device
@@ -159,7 +159,8 @@ def open_model(
     static, device = "static" in backend, "device" in backend
     model = pard_rt.OnnxModel(folder, threads=1, static_shapes=static, device_memory=device)
     if "chosen there" in backend:
-        model.choose_on_device("host")
+        model.choose_on_device()
+        model.probe()
     return model
 
 
@@ -485,19 +486,47 @@ def test_folders_of_genai_s_builder_give_what_genai_generates(builder_folder: Pa
         assert counts.accepted > 0.5 * counts.drafted
 
 
-@pytest.mark.parametrize("driver", ["cuda", "hip"])
-def test_without_kernels_the_host_chooses_and_that_is_said(
-    driver: Driver, tiny_models: TinyModels
-) -> None:
-    model = pard_rt.OnnxModel(tiny_models.folder("llama", "gqa"), threads=1, device_memory=True)
-    with pytest.warns(pard_rt.FallbackWarning, match=r"chosen on the host.*driver") as warned:
-        _choose_on_device(model, driver)
+class OnACard:
+    """A model on a card that has no driver, or one that chooses otherwise."""
+
+    provider = "cuda"
+
+    def __init__(self, error: pard_rt.Error) -> None:
+        self.error = error
+
+    def choose_on_device(self, code_objects: list[str]) -> None:
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [pard_rt.RuntimeMissingError, pard_rt.ModelError])
+def test_without_kernels_the_host_chooses_and_that_is_said(error: type[pard_rt.Error]) -> None:
+    model: Any = OnACard(error("It does not work", "a", "b", "Mend it."))
+    with pytest.warns(pard_rt.FallbackWarning, match=r"chosen on the host.*Mend it") as warned:
+        _choose_on_device(model)
     assert [each.filename for each in warned] == [__file__]
-    item = pard_rt.ForwardItem(sequence=1, past_length=0, tokens=[1, 2], num_rows=1)
-    assert model.forward([item]).shape == (1, model.info().vocab_size)
 
 
 def test_logits_stay_on_a_device_only_where_keys_and_values_do(tiny_models: TinyModels) -> None:
     model = pard_rt.OnnxModel(tiny_models.folder("llama", "gqa"), threads=1)
     with pytest.raises(pard_rt.InvalidArgumentError, match="device_memory = true"):
-        model.choose_on_device("host")
+        model.choose_on_device()
+
+
+def test_code_objects_of_one_card_come_before_generic_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "generic"
+    folder.mkdir()
+    for name in ("gfx11-generic.hsaco", "gfx942.hsaco", "sm_90.cubin", "compute_80.ptx",
+                 "sm_120.cubin", "sm_80.cubin", "gfx1100.hsaco"):  # fmt: skip
+        (folder / name).touch()
+    monkeypatch.setattr(code_objects, "_FOLDER", folder)
+
+    def names(driver: code_objects.Driver) -> list[str]:
+        return [Path(path).name for path in code_objects.code_objects(driver)]
+
+    assert names("hip") == ["gfx1100.hsaco", "gfx942.hsaco", "gfx11-generic.hsaco"]
+    assert names("cuda") == ["sm_120.cubin", "sm_90.cubin", "sm_80.cubin", "compute_80.ptx"]
+    assert names("host") == []
+    with pytest.raises(pard_rt.InvalidArgumentError, match="host, cuda or hip"):
+        KernelSet("rocm")

@@ -193,7 +193,8 @@ void GraphRunner::fill_bias(T* bias, T hidden, std::int64_t past, std::int64_t p
 }
 
 void GraphRunner::bind_logits(const GraphRun& run) {
-  if (bound_logits_ == run.logits && bound_num_logits_ == run.num_logits) {
+  if (bound_logits_ == run.logits && bound_num_logits_ == run.num_logits &&
+      bound_logits_memory_ == run.logits_memory) {
     return;
   }
   owned_outputs_[0] = session_.tensor(*run.logits_memory, run.logits, element_type(types_.logits),
@@ -201,6 +202,7 @@ void GraphRunner::bind_logits(const GraphRun& run) {
   outputs_[0] = owned_outputs_[0].get();
   bound_logits_ = run.logits;
   bound_num_logits_ = run.num_logits;
+  bound_logits_memory_ = run.logits_memory;
 }
 
 // The past is the buffer's prefix; the new rows go right behind its last row that counts. With a

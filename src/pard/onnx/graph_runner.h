@@ -110,6 +110,7 @@ class GraphRunner {
   HostInput<std::int64_t> num_logits_;
   const std::byte* bound_logits_ = nullptr;
   std::int64_t bound_num_logits_ = 0;
+  const Memory* bound_logits_memory_ = nullptr;
 };
 
 }  // namespace pard

@@ -94,6 +94,7 @@ OnnxModel::OnnxModel(const std::filesystem::path& folder, const OnnxModelOptions
                      std::shared_ptr<const OrtLibrary> library)
     : library_(std::move(library)),
       contract_(open_contract(folder, options)),
+      provider_(options.session.provider),
       session_(library_, folder / contract_.graph, session_options(contract_, options)),
       types_(check_graph(contract_, session_)),
       static_shapes_(options.static_shapes.value_or(options.session.provider == "migraphx")),
@@ -138,14 +139,15 @@ ProbeReport OnnxModel::probe() {
                              .rejected_rows = is_target_ ? none : unlimited});
 }
 
-void OnnxModel::choose_on(std::shared_ptr<const LogitsDevice> device) {
+void OnnxModel::choose_on(const std::function<std::shared_ptr<const LogitsDevice>()>& make) {
   if (dynamic_cast<const HostMemory*>(memory_.get()) != nullptr) {
     throw InvalidArgument({"Model '" + info_.name + "' cannot leave its logits on a device",
                            "keys and values in the device's memory", "in the host's",
                            "Open it with device_memory = true."});
   }
+  memory_->allocate(1, true);  // which runs something on the device, in this thread
+  logits_device_ = make();
   logits_memory_ = memory_;
-  logits_device_ = std::move(device);
   logits_ = {};
   logits_capacity_ = 0;
 }

@@ -3,6 +3,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
@@ -77,9 +78,12 @@ class OnnxModel final : public Model {
   // has done so as often.
   std::size_t num_shapes() const { return runner_.num_shapes(); }
 
-  // From now on logits stay in the device's memory, where keys and values lie already, and are
-  // chosen from by `device`. Throws InvalidArgument where those lie in the host's.
-  void choose_on(std::shared_ptr<const LogitsDevice> device);
+  const std::string& provider() const { return provider_; }
+
+  // From now on logits stay in the device's memory, where keys and values lie already, and what
+  // `make` returns chooses from them; it is called with the provider's device the current one.
+  // Throws InvalidArgument where keys and values lie in the host's memory, and what `make` throws.
+  void choose_on(const std::function<std::shared_ptr<const LogitsDevice>()>& make);
 
   // Tries the graph: see ProbeReport. Throws ModelError where it is unfit. Sequences in use are not
   // touched.
@@ -110,6 +114,7 @@ class OnnxModel final : public Model {
 
   std::shared_ptr<const OrtLibrary> library_;
   FolderContract contract_;
+  std::string provider_;
   Session session_;
   GraphTypes types_;
   ModelInfo info_;
