@@ -82,7 +82,7 @@ std::vector<Token> token_ids(const char* what, const py::object& given) {
 }
 
 std::unique_ptr<Decoder> decode_on(std::unique_ptr<RoundExecutor> executor,
-                                   std::optional<int> num_speculative_tokens,
+                                   std::optional<int> num_speculative_tokens, bool adaptive,
                                    std::int64_t max_batch_size) {
   if (max_batch_size < 1) {
     throw InvalidArgument({"max_batch_size is out of range", "at least 1",
@@ -90,16 +90,16 @@ std::unique_ptr<Decoder> decode_on(std::unique_ptr<RoundExecutor> executor,
   }
   return std::make_unique<Decoder>(
       std::move(executor),
-      DecoderOptions{num_speculative_tokens, static_cast<std::size_t>(max_batch_size)});
+      DecoderOptions{num_speculative_tokens, static_cast<std::size_t>(max_batch_size), adaptive});
 }
 
 std::unique_ptr<Decoder> make_decoder(std::shared_ptr<Model> target,
                                       std::shared_ptr<Drafter> drafter,
-                                      std::optional<int> num_speculative_tokens,
+                                      std::optional<int> num_speculative_tokens, bool adaptive,
                                       std::int64_t max_batch_size, std::int64_t prefill_chunk) {
   return decode_on(
       std::make_unique<ComposedExecutor>(std::move(target), std::move(drafter), prefill_chunk),
-      num_speculative_tokens, max_batch_size);
+      num_speculative_tokens, adaptive, max_batch_size);
 }
 
 std::shared_ptr<Sequence> add(Decoder& decoder, const py::object& prompt,
@@ -137,9 +137,11 @@ void register_decoder(py::module_& module) {
   py::class_<Decoder>(module, "Decoder")
       .def(py::init(&make_decoder), py::arg("target"), py::arg("drafter") = py::none(),
            py::kw_only(), py::arg("num_speculative_tokens") = py::none(),
-           py::arg("max_batch_size") = 16, py::arg("prefill_chunk") = 512)
+           py::arg("adaptive") = false, py::arg("max_batch_size") = 16,
+           py::arg("prefill_chunk") = 512)
       .def(py::init(&decode_on), py::arg("executor"), py::kw_only(),
-           py::arg("num_speculative_tokens") = py::none(), py::arg("max_batch_size") = 16)
+           py::arg("num_speculative_tokens") = py::none(), py::arg("adaptive") = false,
+           py::arg("max_batch_size") = 16)
       .def("add", &add, py::arg("prompt"), py::kw_only(), py::arg("max_new_tokens") = 128,
            py::arg("sampling") = SamplingParams{}, py::arg("eos_token_ids") = py::tuple(),
            py::arg("stop_token_ids") = py::tuple(), py::arg("observer") = py::none())

@@ -461,6 +461,8 @@ class Decoder:
         What proposes tokens; without one, decoding is plain.
     num_speculative_tokens : int, optional
         Proposals per round (K), 0..64; 8 with a drafter and 0 without by default.
+    adaptive : bool
+        Propose that many or fewer, down to none: what has been fastest of late.
     max_batch_size : int
         Sequences decoded at a time; others wait.
     prefill_chunk : int
@@ -483,6 +485,7 @@ class Decoder:
         drafter: Drafter | None = None,
         *,
         num_speculative_tokens: int | None = None,
+        adaptive: bool = False,
         max_batch_size: int = 16,
         prefill_chunk: int = 512,
     ) -> None: ...
@@ -492,6 +495,7 @@ class Decoder:
         executor: RoundExecutor,
         *,
         num_speculative_tokens: int | None = None,
+        adaptive: bool = False,
         max_batch_size: int = 16,
     ) -> None: ...
     def add(

@@ -83,6 +83,9 @@ class Generator:
         ``"auto"``: what the draft was made for; plain without one.
     num_speculative_tokens
         Proposals per round (K), 0..64.
+    adaptive
+        Propose that many or fewer, down to none, whatever has been fastest of late. The text is the
+        same; a draft that knows little then costs next to nothing.
     device
         ``"cpu"`` or ``"cuda"``, which is PyTorch's name for AMD's cards too: there a round is one
         captured graph, except in classic drafting; without kernels for the card none is, which a
@@ -130,6 +133,7 @@ class Generator:
         *,
         method: Method = "auto",
         num_speculative_tokens: int = 8,
+        adaptive: bool = False,
         device: str = "cpu",
         backend: Backend = "auto",
         max_length: int | None = None,
@@ -141,6 +145,7 @@ class Generator:
         _check_choice("device", device, _DEVICES)
         _check_choice("backend", backend, get_args(Backend))
         self._is_demo = target == "demo"
+        self._adaptive = adaptive
         self._check(method, draft, num_speculative_tokens, mask_token_id)  # before much is opened
         self._open = partial(open_model, backend=backend, device=device, threads=threads)
         self._target = self._open(target, max_length=max_length)
@@ -214,11 +219,17 @@ class Generator:
         if self._captures and not isinstance(drafter, AutoregressiveDrafter):
             executor = self._captured(opened)
         self.decoder = (
-            Decoder(self._target.model, drafter, num_speculative_tokens=num_proposals)
+            Decoder(
+                self._target.model,
+                drafter,
+                num_speculative_tokens=num_proposals,
+                adaptive=self._adaptive,
+            )
             if executor is None
             else Decoder(
                 executor,
                 num_speculative_tokens=num_proposals,
+                adaptive=self._adaptive,
                 max_batch_size=executor.max_batch_size,
             )
         )
@@ -243,7 +254,7 @@ class Generator:
 
     @property
     def num_speculative_tokens(self) -> int:
-        """Proposals per round (K), 0 in plain decoding; may be set between rounds."""
+        """Proposals per round (K), or the most; 0 in plain decoding; may be set between rounds."""
         return self.decoder.num_speculative_tokens
 
     @num_speculative_tokens.setter

@@ -1,6 +1,7 @@
 #include "decoder.h"
 
 #include <algorithm>
+#include <chrono>
 #include <string>
 
 #include "error.h"
@@ -47,8 +48,11 @@ bool Decoder::step() {
   admit();
   if (active_.empty()) return false;
 
-  executor_->launch(batch_, num_speculative_tokens_);
+  const bool decoding = adaptive_k_ && all_decoding();
+  const auto start = std::chrono::steady_clock::now();
+  executor_->launch(batch_, adaptive_k_ ? adaptive_k_->next() : num_speculative_tokens_);
   const std::span<const SequenceRound> rounds = executor_->collect();
+  if (decoding) adaptive_k_->add_round(rounds, std::chrono::steady_clock::now() - start);
 
   std::exception_ptr error;
   for (std::size_t i = 0; i < rounds.size(); ++i) {
@@ -61,6 +65,12 @@ bool Decoder::step() {
   retire_finished();
   if (error) std::rethrow_exception(error);
   return !active_.empty() || !waiting_.empty();
+}
+
+// Whether every sequence's prompt lies behind it, in the draft's cache as well.
+bool Decoder::all_decoding() const {
+  return std::all_of(batch_.begin(), batch_.end(),
+                     [](const Sequence* sequence) { return sequence->counts().rounds >= 2; });
 }
 
 void Decoder::publish(Request& request, const SequenceRound& round) {
@@ -95,7 +105,9 @@ void Decoder::commit_tokens(Request& request, const SequenceRound& round) {
 }
 
 Decoder::Decoder(std::unique_ptr<RoundExecutor> executor, DecoderOptions options)
-    : executor_(std::move(executor)), max_batch_size_(options.max_batch_size) {
+    : executor_(std::move(executor)),
+      max_batch_size_(options.max_batch_size),
+      is_adaptive_(options.adaptive) {
   if (max_batch_size_ < 1) {
     throw InvalidArgument(
         {"max_batch_size is out of range", "at least 1", "0", "Leave it at its default of 16."});
@@ -120,6 +132,8 @@ void Decoder::set_num_speculative_tokens(int num_speculative_tokens) {
                            "Pass a drafter."});
   }
   num_speculative_tokens_ = num_speculative_tokens;
+  adaptive_k_.reset();
+  if (is_adaptive_ && num_speculative_tokens > 0) adaptive_k_.emplace(num_speculative_tokens);
 }
 
 std::shared_ptr<Sequence> Decoder::add(std::vector<Token> prompt, GenerationParams params,

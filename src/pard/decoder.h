@@ -10,6 +10,7 @@
 #include <optional>
 #include <vector>
 
+#include "adaptive_k.h"
 #include "executor.h"
 #include "sequence.h"
 #include "stats.h"
@@ -31,6 +32,7 @@ using TokenObserver = std::function<bool(const TokenEvent&)>;
 struct DecoderOptions {
   std::optional<int> num_speculative_tokens{};  // K, 0..64; absent: 8 with a drafter, 0 without
   std::size_t max_batch_size = 16;              // sequences decoded at a time; others wait
+  bool adaptive = false;                        // K or fewer, down to 0: see AdaptiveK
 };
 
 // Decodes sequences together, round by round; they join and leave between rounds.
@@ -64,7 +66,8 @@ class Decoder {
   const RoundExecutor& executor() const { return *executor_; }
   int num_speculative_tokens() const { return num_speculative_tokens_; }
 
-  // K from the next round on. Throws InvalidArgument as the constructor does.
+  // K, or the most it may be, from the next round on. Throws InvalidArgument as the constructor
+  // does.
   void set_num_speculative_tokens(int num_speculative_tokens);
 
   std::size_t num_active() const { return active_.size(); }
@@ -80,6 +83,7 @@ class Decoder {
     TokenObserver observer;
   };
 
+  bool all_decoding() const;
   void admit();
   void publish(Request& request, const SequenceRound& round);
   void commit_tokens(Request& request, const SequenceRound& round);
@@ -88,6 +92,8 @@ class Decoder {
   std::unique_ptr<RoundExecutor> executor_;
   int num_speculative_tokens_ = 0;
   std::size_t max_batch_size_;
+  bool is_adaptive_;
+  std::optional<AdaptiveK> adaptive_k_;
   std::deque<Request> waiting_;
   std::vector<Request> active_;
   std::vector<Sequence*> batch_;

@@ -35,7 +35,7 @@ struct GeneratorOptions {
   // For requests that bring none of their own. Absent: what the target's folder says.
   std::optional<std::vector<Token>> eos_token_ids{};
 
-  DecoderOptions decoder{};  // num_speculative_tokens, max_batch_size
+  DecoderOptions decoder{};  // num_speculative_tokens, max_batch_size, adaptive
   OnnxModelOptions model{};  // provider, threads, ...; max_length and exact are the target's
   OrtSearch onnxruntime{};
 };

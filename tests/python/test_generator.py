@@ -440,3 +440,19 @@ def test_a_model_that_fails_ends_its_requests(
     monkeypatch.undo()
     assert generator.generate("the", max_new_tokens=3).finish_reason == "length"
     assert generator.decoder.num_active == generator.decoder.num_waiting == 0
+
+
+def test_an_adaptive_generator_gives_the_same_text_with_fewer_proposals() -> None:
+    options: Any = {"max_new_tokens": 200, "temperature": 0.8, "seed": 3}
+    generator = Generator("demo", method="draft", adaptive=True, num_speculative_tokens=3)
+    output = generator.generate("def main(", **options)
+    assert (
+        output.token_ids
+        == generator.with_method("plain").generate("def main(", **options).token_ids
+    )
+    drafted = output.stats.counts.drafted_at
+    assert len(drafted) == 3
+    assert (
+        drafted[0] < output.stats.counts.rounds - 3
+    )  # K = 0 was tried three times, and the prompt
+    assert 0 < drafted[2] < drafted[0]
