@@ -23,7 +23,7 @@ import torch
 from transformers import LlamaForCausalLM
 
 import pard_rt
-from pard_rt.training.demo_pair import DemoPair, mask_prediction_loss
+from pard_rt.training.demo_pair import DRAFT, DemoPair, mask_prediction_loss
 from pard_rt.training.loop import Schedule, Trainer
 from pard_rt.training.mask_prediction import MaskPrediction
 from pard_rt.training.stdlib_text import MASK, held_out_text, make_tokenizer
@@ -90,8 +90,9 @@ def page(found: Json) -> str:
         "# Conditional drop beside none",
         "",
         f"`python benchmarks/conditional_drop.py`, one thread, torch {found['torch']}: the demo's"
-        f" classic draft, trained on through mask tokens (K 8) for {found['steps']} steps over the"
-        " same texts, in turns; r 0.7, at least 0.2, and 1. Seconds are those of the processor,"
+        f" classic draft, of {found['layers']} layers then, trained on through mask tokens (K 8)"
+        f" for {found['steps']} steps over the same texts, in turns; r 0.7, at least 0.2, and 1."
+        " Seconds are those of the processor,"
         " medians of a step, and an epoch has as many steps either way. Tokens per round behind"
         f" {found['prompts']} pieces of held-out files, {NEW_TOKENS} tokens each at T ="
         f" {TEMPERATURE}, with the demo's target.",
@@ -138,8 +139,8 @@ def main() -> None:
             for way in WAYS
         ]
     found = {
-        "torch": version("torch"), "steps": arguments.steps, "prompts": arguments.prompts,
-        "K": arguments.k, "rows": rows,
+        "torch": version("torch"), "layers": DRAFT["num_hidden_layers"], "steps": arguments.steps,
+        "prompts": arguments.prompts, "K": arguments.k, "rows": rows,
     }  # fmt: skip
     arguments.out.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
     arguments.out.with_suffix(".md").write_text(page(found), "utf-8")

@@ -3,7 +3,8 @@
 Every way of decoding writes on from held-out pieces of the standard library's source, in turns and
 on one thread. A turn is a process of its own: where a process's memory happens to lie makes a model
 some tenth faster or slower in all of it. A prompt's time is the median of its turns, and ratios are
-of sums over prompts.
+of sums over prompts. Plain decoding is measured once more beside onnxruntime-genai's, each alone in
+its process, in more turns: a difference of a few hundredths needs them.
 
     python benchmarks/demo_pair.py --checkpoints WORK --out docs/benchmarks/demo-pair.json
 
@@ -35,11 +36,13 @@ from pard_rt.hub import locate
 from pard_rt.training.stdlib_text import held_out_text
 
 Json = dict[str, Any]
+OURS, GENAI = "pard-rt", "onnxruntime-genai"
 Decode = Callable[[list[int], int], list[int]]  # prompt, new tokens -> tokens
 
 PROMPT_LENGTH = 64
 DRAFTED_K = (2, 3, 4, 5, 6, 8)
 SLOW_K = (2, 5, 8)  # of transformers, which takes several times as long
+PLAIN_TURNS = 4  # of plain decoding alone, for each of all ways together
 LOOP = 64  # tokens: an output that ends in so many of a short period loops
 LONGEST_PERIOD = 32
 
@@ -90,13 +93,13 @@ def loops(tokens: Sequence[int]) -> bool:
 # Ways of decoding ---------------------------------------------------------------------------------
 
 
-def our_ways() -> list[Way]:
-    """Plain decoding, classic drafting and PARD, over one target."""
+def our_ways(ks: Sequence[int]) -> list[Way]:
+    """Plain decoding and, with every K, classic drafting and PARD, over one target."""
     plain = pard_rt.Generator(method="plain", threads=1)
     ways: list[Way] = []
 
     def add(name: str, generator: pard_rt.Generator, k: int) -> None:
-        way = Way(name, "pard-rt", lambda prompt, tokens: [], k)
+        way = Way(name, OURS, lambda prompt, tokens: [], k)
 
         def decode(prompt: list[int], tokens: int) -> list[int]:
             generator.num_speculative_tokens = k
@@ -109,9 +112,11 @@ def our_ways() -> list[Way]:
         ways.append(way)
 
     add("plain", plain, 0)
+    if not ks:
+        return ways
     for method, name in (("draft", "classic"), ("pard", "PARD")):
         drafting = plain.with_method(method)  # type: ignore[arg-type]
-        for k in DRAFTED_K:
+        for k in ks:
             add(name, drafting, k)
     return ways
 
@@ -123,7 +128,7 @@ def build(checkpoint: Path, folder: Path) -> None:
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
-def genai_ways(work: Path) -> list[Way]:
+def genai_ways(work: Path, ks: Sequence[int]) -> list[Way]:
     """onnxruntime-genai, plainly and with its own speculation by the classic draft."""
     import onnxruntime_genai as og  # type: ignore[import-untyped]
 
@@ -158,8 +163,8 @@ def genai_ways(work: Path) -> list[Way]:
 
         return decode
 
-    plain = Way("plain", "onnxruntime-genai", make(0))
-    return [plain, *(Way("classic", "onnxruntime-genai", make(k), k) for k in DRAFTED_K)]
+    plain = Way("plain", GENAI, make(0))
+    return [plain, *(Way("classic", GENAI, make(k), k) for k in ks)]
 
 
 def transformers_ways(checkpoints: Path) -> list[Way]:
@@ -201,9 +206,11 @@ def transformers_ways(checkpoints: Path) -> list[Way]:
 def take_turn(arguments: argparse.Namespace) -> list[Timed]:
     """Let every way decode every prompt once, in an order that changes."""
     prompts = held_out_prompts(arguments.prompts)
-    ways = our_ways()
-    if arguments.checkpoints:
-        ways += genai_ways(arguments.built)
+    ks = () if arguments.plain_of else DRAFTED_K
+    ways = our_ways(ks) if arguments.plain_of != GENAI else []
+    if arguments.checkpoints and arguments.plain_of != OURS:
+        ways += genai_ways(arguments.built, ks)
+    if arguments.checkpoints and not arguments.plain_of:
         ways += transformers_ways(arguments.checkpoints)
     timed = [Timed(way.name, way.engine, way.k, [], [], [], []) for way in ways]
     for way in ways:
@@ -224,22 +231,35 @@ def take_turn(arguments: argparse.Namespace) -> list[Timed]:
     return timed
 
 
-def run_turns(arguments: argparse.Namespace) -> list[list[Timed]]:
-    """Take every turn in a process of its own."""
-    turns = []
+Turns = list[list[Timed]]
+
+
+def run_turns(arguments: argparse.Namespace) -> tuple[Turns, dict[str, Turns]]:
+    """Take every turn in a process of its own.
+
+    Returns the turns of all ways together, and those of an engine's plain decoding alone.
+    """
     with tempfile.TemporaryDirectory() as work:
         options = ["--prompts", str(arguments.prompts), "--tokens", str(arguments.tokens)]
+        engines = []
         if arguments.checkpoints:
+            engines = [OURS, GENAI]
             for name in ("target", "classic"):
                 build(arguments.checkpoints / name, Path(work) / name)
             options += ["--checkpoints", str(arguments.checkpoints), "--built", work]
-        for turn in range(arguments.repeats):
-            out = Path(work) / f"turn-{turn}.json"
-            command = [sys.executable, __file__, *options, "--turn", str(turn), "--out", str(out)]
-            subprocess.run(command, check=True)
-            turns.append([Timed(**found) for found in json.loads(out.read_text("utf-8"))])
-            print(f"turn {turn + 1} of {arguments.repeats}", flush=True)
-    return turns
+        out = Path(work) / "turn.json"
+        command = [sys.executable, __file__, *options, "--out", str(out)]
+
+        def run(turn: int, *more: str) -> list[Timed]:
+            subprocess.run([*command, "--turn", str(turn), *more], check=True)
+            print(f"turn {turn + 1} of {arguments.repeats}", *more, flush=True)
+            return [Timed(**found) for found in json.loads(out.read_text("utf-8"))]
+
+        alone: dict[str, Turns] = {engine: [] for engine in engines}
+        for turn in range(PLAIN_TURNS * arguments.repeats):
+            for engine in engines if turn % 2 else reversed(engines):
+                alone[engine].append(run(turn, "--plain-of", engine))
+        return [run(turn) for turn in range(arguments.repeats)], alone
 
 
 def put_together(turns: Sequence[Timed]) -> Timed:
@@ -386,32 +406,27 @@ def summarize(way: Timed, chosen: list[int], plain: Timed) -> Json:
 def measure(arguments: argparse.Namespace) -> Json:
     """Run everything once."""
     prompts = held_out_prompts(arguments.prompts)
-    turns = run_turns(arguments)
+    turns, alone = run_turns(arguments)
     ways = [put_together(each) for each in zip(*turns, strict=True)]
     plain = ways[0]
-    engines = {way.engine for way in ways} - {"pard-rt"}
+    engines = {way.engine for way in ways} - {OURS}
     looping = [i for i, output in enumerate(plain.outputs) if loops(output)]
     others = [i for i in range(len(prompts)) if i not in looping]
     if not others:
         raise SystemExit("Every output came to repeat itself: there is nothing to measure.")
     rows = [summarize(way, others, plain) for way in ways]
-    plain_ratios = [
-        next(
-            sum(way.seconds[i] for i in others) / sum(turn[0].seconds[i] for i in others)
-            for way in turn
-            if (way.engine, way.name) == ("onnxruntime-genai", "plain")
-        )
-        for turn in turns
-        if arguments.checkpoints
-    ]
-    best_k = best(rows, "pard-rt", "PARD")["k"]
+    plain_alone = {
+        engine: [sum(way.seconds[i] for i in others) for (way,) in turns]
+        for engine, turns in alone.items()
+    }
+    best_k = best(rows, OURS, "PARD")["k"]
     return {
         "tokens": arguments.tokens,
         "prompts": len(prompts),
         "looping": len(looping),
         "repeats": arguments.repeats,
         "rows": rows,
-        "plain_to_genai": plain_ratios,
+        "plain_alone": plain_alone,
         "looping_rows": [summarize(way, looping, plain) for way in ways] if looping else [],
         "efficiency": measure_efficiency(prompts, arguments.tokens, best_k, arguments.repeats),
         "texts": [
@@ -460,7 +475,7 @@ def best(rows: list[Json], engine: str, way: str) -> Json:
 def page(found: Json) -> str:
     """Write the page."""
     rows = found["rows"]
-    classic, pard = (best(rows, "pard-rt", way) for way in ("classic", "PARD"))
+    classic, pard = (best(rows, OURS, way) for way in ("classic", "PARD"))
     lines = [
         "# What the demo pair gains",
         "",
@@ -482,13 +497,16 @@ def page(found: Json) -> str:
         f"from Python; {1e6 * found['efficiency']['per_call']:.0f} us a call, the time "
         "of the smallest graph there is, are taken off.",
     ]
-    peers = {row["engine"] for row in rows} - {"pard-rt"}
-    if "onnxruntime-genai" in peers:
-        other = best(rows, "onnxruntime-genai", "plain")
-        ratios = found["plain_to_genai"]
+    peers = {row["engine"] for row in rows} - {OURS}
+    if GENAI in peers:
+        other = best(rows, GENAI, "plain")
+        ours, theirs = (sorted(found["plain_alone"][engine]) for engine in (OURS, GENAI))
         lines.append(
-            f"* Plain decoding runs at {1 / other['speed_up']:.2f} times onnxruntime-genai's speed "
-            f"on the same weights; in single turns at {min(ratios):.2f} to {max(ratios):.2f}."
+            f"* Plain decoding runs at {median(theirs) / median(ours):.2f} times "
+            f"onnxruntime-genai's speed on the same weights, each alone in its process, medians of "
+            f"{len(ours)} in turns: {median(ours):.2f} s ({ours[0]:.2f} to {ours[-1]:.2f}) and "
+            f"{median(theirs):.2f} s ({theirs[0]:.2f} to {theirs[-1]:.2f}). In the table, all ways "
+            f"in one process, it is {1 / other['speed_up']:.2f} times."
         )
     lines += ["", format_table(rows), "", "## Acceptance", ""]
     lines += [
@@ -498,7 +516,7 @@ def page(found: Json) -> str:
         "| --- |" + " --- |" * 8,
     ]
     for row in rows:
-        if row["engine"] == "pard-rt" and row["k"] == 8:
+        if row["engine"] == OURS and row["k"] == 8:
             shares = " | ".join(f"{share:.2f}" for share in row["acceptance"])
             lines.append(f"| {row['way']} | {shares} |")
     if found["looping_rows"]:
@@ -519,6 +537,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--page-only", action="store_true", help="from the numbers that are there")
     parser.add_argument("--turn", type=int, help=argparse.SUPPRESS)  # be the process of this one
+    parser.add_argument("--plain-of", choices=(OURS, GENAI), help=argparse.SUPPRESS)
     parser.add_argument("--built", type=Path, help=argparse.SUPPRESS)  # graphs for other engines
     arguments = parser.parse_args()
     if arguments.turn is not None:

@@ -31,7 +31,9 @@ void AdaptiveK::add_round(std::span<const SequenceRound> rounds, Duration took) 
   const bool was_behind = draft_is_behind_;
   draft_is_behind_ = k == 0;
   for (const SequenceRound& round : rounds) {
-    for (int i = 0; i < std::min(round.num_proposals, round.num_accepted + 1); ++i) {
+    // One launched before K was set anew may have more.
+    const int told = std::min({round.num_proposals, round.num_accepted + 1, most()});
+    for (int i = 0; i < told; ++i) {
       Share& share = accepted_[static_cast<std::size_t>(i)];
       share.num_samples = std::min(share.num_samples + 1, acceptance_memory);
       const double held = round.num_accepted > i ? 1.0 : 0.0;

@@ -93,6 +93,14 @@ TEST_CASE("K follows a pair that changes") {
   CHECK(world.run(well, 1000) > 0.9 * well.best_speed(8));
 }
 
+TEST_CASE("a round of more proposals than there may be is taken in as far as it goes") {
+  AdaptiveK adaptive(2);
+  SequenceRound round;
+  round.num_proposals = round.num_accepted = 8;
+  for (int i = 0; i < 20; ++i) adaptive.add_round({&round, 1}, Duration(1000));
+  CHECK(adaptive.next() == 2);  // none of them was a round of two
+}
+
 TEST_CASE("the text does not depend on it, and it takes what the decoder allows") {
   using test::FakePair;
   for (const test::Manner manner : {test::Manner::faithful, test::Manner::hostile}) {
