@@ -4,7 +4,7 @@ Stages, each resumed where it was stopped and skipped once its result is there:
 
     target         a Llama of 9M parameters on the standard library's source, bytes as tokens
     continuations  what the target itself writes after pieces of that source
-    draft          a narrow, deep Llama of 1.9M on those continuations, a plain language model
+    draft          a narrow, deep Llama of 1.5M on those continuations, a plain language model
     classic        the draft, trained on as it was: an autoregressive draft
     parallel       the classic draft, trained on through mask tokens: a parallel draft
     export         WORK/demo: target, classic and parallel as the package has them in `pard_rt/demo`
@@ -38,7 +38,7 @@ PROMPT, CONTINUATION = 96, 224  # tokens of the pieces the target continues, and
 CONTINUATIONS_PER_FILE = 128
 
 TARGET = {"hidden_size": 320, "intermediate_size": 896, "num_hidden_layers": 7, "heads": 5}
-DRAFT = {"hidden_size": 96, "intermediate_size": 288, "num_hidden_layers": 16, "heads": 3}
+DRAFT = {"hidden_size": 96, "intermediate_size": 288, "num_hidden_layers": 12, "heads": 3}
 
 Batch = Callable[[int], Tensor]  # step -> token ids [B, N]
 
@@ -192,7 +192,7 @@ class DemoPair:
         model.config.pard_token = MASK
         model.config.spd_type = "pard"
         loss = mask_prediction_loss(model, self.mixed(1), MaskPrediction())
-        self._train("parallel", model, loss, Schedule(self.steps(2400), decay=0.65))
+        self._train("parallel", model, loss, Schedule(self.steps(3000), decay=0.5))
 
     def _train(
         self, name: str, model: LlamaForCausalLM, losses: StepLosses, schedule: Schedule
