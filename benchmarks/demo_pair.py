@@ -31,15 +31,13 @@ from statistics import median
 from typing import Any
 
 import pard_rt
+from demo_page import GENAI, OURS, PROMPT_LENGTH, Json, best, page
 from pard_rt.cli.providers import write_tiny_folder
 from pard_rt.hub import locate
 from pard_rt.training.stdlib_text import held_out_text
 
-Json = dict[str, Any]
-OURS, GENAI = "pard-rt", "onnxruntime-genai"
 Decode = Callable[[list[int], int], list[int]]  # prompt, new tokens -> tokens
 
-PROMPT_LENGTH = 64
 DRAFTED_K = (2, 3, 4, 5, 6, 8)
 SLOW_K = (2, 5, 8)  # of transformers, which takes several times as long
 PLAIN_TURNS = 4  # of plain decoding alone, for each of all ways together
@@ -368,7 +366,7 @@ def measure_efficiency(prompts: list[list[int]], tokens: int, k: int, repeats: i
     return {"k": k, "per_call": per_call, "median": median(shares), "of_sums": bare / walls}
 
 
-# Numbers and page ---------------------------------------------------------------------------------
+# Numbers ------------------------------------------------------------------------------------------
 
 
 def summarize(way: Timed, chosen: list[int], plain: Timed) -> Json:
@@ -447,84 +445,6 @@ def machine() -> str:
     flags = next((line for line in lines if line.startswith("flags")), "")
     vectors = "AVX-512" if "avx512f" in flags else "AVX2" if "avx2" in flags else "no AVX2"
     return f"{name}, {vectors}"
-
-
-def format_table(rows: list[Json]) -> str:
-    """Write rows as a table."""
-    columns = ("engine", "way", "K", "tokens/s", "to plain", "after the first token")
-    columns += ("tokens per round", "same text")
-    lines = [f"| {' | '.join(columns)} |", "| --- " * len(columns) + "|"]
-    for row in rows:
-        per_round = f"{row['tokens_per_round']:.2f}" if "tokens_per_round" in row else ""
-        lines.append(
-            f"| {row['engine']} | {row['way']} | {row['k'] or ''} | {row['tokens_per_second']:.0f} "
-            f"| {row['speed_up']:.2f} | {row['speed_up_after_first']:.2f} | {per_round} "
-            f"| {'yes' if row['same_text'] else 'no'} |"
-        )
-    return "\n".join(lines)
-
-
-def best(rows: list[Json], engine: str, way: str) -> Json:
-    """Return the fastest row of a kind."""
-    return max(
-        (row for row in rows if (row["engine"], row["way"]) == (engine, way)),
-        key=lambda row: row["speed_up"],
-    )
-
-
-def page(found: Json) -> str:
-    """Write the page."""
-    rows = found["rows"]
-    classic, pard = (best(rows, OURS, way) for way in ("classic", "PARD"))
-    lines = [
-        "# What the demo pair gains",
-        "",
-        f"`python benchmarks/demo_pair.py` on one thread of an {found['machine']}, load "
-        f"{found['load']:.1f}; "
-        + ", ".join(f"{name} {number}" for name, number in found["versions"].items())
-        + f". {found['prompts']} held-out prompts of {PROMPT_LENGTH} bytes, {found['tokens']} new "
-        f"tokens each, greedy; medians of {found['repeats']} turns per prompt, each in a process "
-        f"of its own; ratios of sums over prompts. {found['looping']} of the outputs came to "
-        "repeat themselves and are apart, below.",
-        "",
-        f"* PARD, K = {pard['k']}: **{pard['speed_up']:.2f}** times plain decoding, "
-        f"{pard['speed_up'] / classic['speed_up']:.2f} times classic drafting with the draft of "
-        f"the same size at its best, K = {classic['k']}; after the first token, which has all of "
-        f"the target's prefill, {pard['speed_up_after_first']:.2f} and "
-        f"{pard['speed_up_after_first'] / classic['speed_up_after_first']:.2f}.",
-        f"* Efficiency, the bare forwards of draft and target over the time of the rounds: "
-        f"{found['efficiency']['median']:.3f} (K = {found['efficiency']['k']}). They are called "
-        f"from Python; {1e6 * found['efficiency']['per_call']:.0f} us a call, the time "
-        "of the smallest graph there is, are taken off.",
-    ]
-    peers = {row["engine"] for row in rows} - {OURS}
-    if GENAI in peers:
-        other = best(rows, GENAI, "plain")
-        ours, theirs = (sorted(found["plain_alone"][engine]) for engine in (OURS, GENAI))
-        lines.append(
-            f"* Plain decoding runs at {median(theirs) / median(ours):.2f} times "
-            f"onnxruntime-genai's speed on the same weights, each alone in its process, medians of "
-            f"{len(ours)} in turns: {median(ours):.2f} s ({ours[0]:.2f} to {ours[-1]:.2f}) and "
-            f"{median(theirs):.2f} s ({theirs[0]:.2f} to {theirs[-1]:.2f}). In the table, all ways "
-            f"in one process, it is {1 / other['speed_up']:.2f} times."
-        )
-    lines += ["", format_table(rows), "", "## Acceptance", ""]
-    lines += [
-        "Share of the rounds in which the first i proposals held, K = 8:",
-        "",
-        "| i | " + " | ".join(map(str, range(1, 9))) + " |",
-        "| --- |" + " --- |" * 8,
-    ]
-    for row in rows:
-        if row["engine"] == OURS and row["k"] == 8:
-            shares = " | ".join(f"{share:.2f}" for share in row["acceptance"])
-            lines.append(f"| {row['way']} | {shares} |")
-    if found["looping_rows"]:
-        lines += ["", "## Outputs that loop", "", format_table(found["looping_rows"])]
-    lines += ["", "## What the target writes", ""]
-    for text in found["texts"]:
-        lines += ["```python", f"{text['prompt']}⟶{text['output']}", "```", ""]
-    return "\n".join(lines).rstrip() + "\n"
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ constexpr int lanes_per_block = 512;  // what the code objects are built for
 // results integers.
 struct DriverNames {
   const char* name;
-  std::array<const char*, 3> libraries;
+  std::array<const char*, 3> libraries;  // the rest null
   const char* init;
   const char* load;
   const char* unload;
@@ -39,7 +39,7 @@ struct DriverNames {
 
 constexpr DriverNames cuda{
     .name = "CUDA",
-    .libraries = {"libcuda.so.1", "libcuda.so", "libcuda.so"},
+    .libraries = {"libcuda.so.1", "libcuda.so"},
     .init = "cuInit",
     .load = "cuModuleLoadData",
     .unload = "cuModuleUnload",
@@ -170,7 +170,7 @@ class DriverKernels final : public KernelSet {
   void open_library() {
     for (const int flags : {RTLD_NOW | RTLD_NOLOAD, RTLD_NOW}) {
       for (const char* library : names_.libraries) {
-        if (!library_) library_ = dlopen(library, flags);
+        if (library_ == nullptr && library != nullptr) library_ = dlopen(library, flags);
       }
     }
     if (library_) return;

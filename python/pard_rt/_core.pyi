@@ -544,7 +544,7 @@ class Decoder:
 
     @property
     def num_speculative_tokens(self) -> int:
-        """Proposals per round; may be set between rounds."""
+        """Proposals per round, or the most where they adapt; may be set between rounds."""
 
     @num_speculative_tokens.setter
     def num_speculative_tokens(self, value: int, /) -> None: ...

@@ -21,8 +21,8 @@ namespace pard {
 // second best is tried now and then, the more rarely the longer nothing changes.
 class AdaptiveK {
  public:
-  explicit AdaptiveK(
-      int most);  // K is 0, 1, 2, 3, 4, 6, 8, 12, 16, .. or `most`, which is 1 or more
+  // K is 0, 1, 2, 3, 4, 6, 8, 12, 16, .. or `most`, which is at least 1.
+  explicit AdaptiveK(int most);
 
   int most() const { return rungs_.back().k; }
   int next() const { return rungs_[current_].k; }  // for the next round

@@ -24,7 +24,7 @@ using pard::Token;
 
 constexpr std::int64_t vocab_size = 37;
 
-// The host's kernels, which change what they read for a while.
+// The host's kernels; wrong ones choose another token for the first row.
 class Kernels final : public pard::gpu::KernelSet {
  public:
   explicit Kernels(bool wrong) : wrong_(wrong) {}

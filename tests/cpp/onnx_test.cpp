@@ -303,7 +303,9 @@ std::unique_ptr<OnnxModel> open_variant(const char* graphs, const Variant& varia
   return std::make_unique<OnnxModel>(fs::path(graphs) / variant.folder, options);
 }
 
-TEST_CASE("onnx model: chunks, several rows and single rows give what a full recompute gives") {
+// Calls `check(model, variant)` for every variant, where there are graphs.
+template <class Check>
+void with_every_variant(Check&& check) {
   const char* graphs = graphs_or_skip();
   if (graphs == nullptr) {
     return;
@@ -312,102 +314,83 @@ TEST_CASE("onnx model: chunks, several rows and single rows give what a full rec
     CAPTURE(variant.folder);
     CAPTURE(variant.static_shapes);
     CAPTURE(variant.device_memory);
-    const auto model = open_variant(graphs, variant);
+    check(*open_variant(graphs, variant), variant);
+  }
+}
+
+TEST_CASE("onnx model: chunks, several rows and single rows give what a full recompute gives") {
+  with_every_variant([](OnnxModel& model, const Variant& variant) {
     const auto tokens = some_tokens(40);
     const auto all = std::span<const Token>(tokens);
-    const Rows expected = recompute(*model, all, 0, 40);
-    CHECK(forward(*model, 1, 0, all.first(7), 0).empty());
-    check_close(forward(*model, 1, 7, all.subspan(7, 13), 2), {expected[18], expected[19]},
+    const Rows expected = recompute(model, all, 0, 40);
+    CHECK(forward(model, 1, 0, all.first(7), 0).empty());
+    check_close(forward(model, 1, 7, all.subspan(7, 13), 2), {expected[18], expected[19]},
                 variant.tolerance);
-    check_close(forward(*model, 1, 20, all.subspan(20, 9), 9),
+    check_close(forward(model, 1, 20, all.subspan(20, 9), 9),
                 Rows(expected.begin() + 20, expected.begin() + 29), variant.tolerance);
     for (std::size_t i = 20; i < 40; ++i) {  // over the rows of the chunk just run
-      check_close(forward(*model, 1, i, all.subspan(i, 1), 1), {expected[i]}, variant.tolerance);
+      check_close(forward(model, 1, i, all.subspan(i, 1), 1), {expected[i]}, variant.tolerance);
     }
-  }
+  });
 }
 
 TEST_CASE("onnx model: rolled back rows leave no trace") {
-  const char* graphs = graphs_or_skip();
-  if (graphs == nullptr) {
-    return;
-  }
-  for (const Variant& variant : variants) {
-    CAPTURE(variant.folder);
-    CAPTURE(variant.static_shapes);
-    CAPTURE(variant.device_memory);
-    const auto model = open_variant(graphs, variant);
+  with_every_variant([](OnnxModel& model, const Variant&) {
     const auto tokens = some_tokens(30);
     const auto all = std::span<const Token>(tokens);
     const std::vector<Token> wrong(9, 42);
-    forward(*model, 1, 0, all.first(10), 0);
-    const Rows before = forward(*model, 1, 10, all.subspan(10, 9), 9);
-    forward(*model, 1, 10, wrong, 9);
-    forward(*model, 1, 14, wrong, 9);
-    CHECK(forward(*model, 1, 10, all.subspan(10, 9), 9) == before);
+    forward(model, 1, 0, all.first(10), 0);
+    const Rows before = forward(model, 1, 10, all.subspan(10, 9), 9);
+    forward(model, 1, 10, wrong, 9);
+    forward(model, 1, 14, wrong, 9);
+    CHECK(forward(model, 1, 10, all.subspan(10, 9), 9) == before);
     auto half = std::vector<Token>(all.begin() + 10, all.begin() + 14);
     half.insert(half.end(), 5, 42);
-    const Rows mixed = forward(*model, 1, 10, half, 9);
+    const Rows mixed = forward(model, 1, 10, half, 9);
     CHECK(Rows(mixed.begin(), mixed.begin() + 4) == Rows(before.begin(), before.begin() + 4));
-  }
+  });
 }
 
 TEST_CASE("onnx model: buffers grow to the limit and no further") {
-  const char* graphs = graphs_or_skip();
-  if (graphs == nullptr) {
-    return;
-  }
-  for (const Variant& variant : variants) {
-    CAPTURE(variant.folder);
-    CAPTURE(variant.static_shapes);
-    CAPTURE(variant.device_memory);
-    const auto model = open_variant(graphs, variant);
-    const auto length = static_cast<std::size_t>(model->info().max_length);
+  with_every_variant([](OnnxModel& model, const Variant& variant) {
+    const auto length = static_cast<std::size_t>(model.info().max_length);
     const auto tokens = some_tokens(length + 1);
     const auto all = std::span<const Token>(tokens);
-    const Rows expected = recompute(*model, all, length - 1, length);
+    const Rows expected = recompute(model, all, length - 1, length);
     std::size_t past = 0;
     for (; past + 50 < length; past += 50) {
-      forward(*model, 1, past, all.subspan(past, 50), 0);
+      forward(model, 1, past, all.subspan(past, 50), 0);
     }
-    forward(*model, 1, past, all.subspan(past, length - 1 - past), 0);
-    check_close(forward(*model, 1, length - 1, all.subspan(length - 1, 1), 1), expected,
+    forward(model, 1, past, all.subspan(past, length - 1 - past), 0);
+    check_close(forward(model, 1, length - 1, all.subspan(length - 1, 1), 1), expected,
                 10 * variant.tolerance);
-    CHECK_THROWS_AS(forward(*model, 1, length, all.subspan(length, 1), 1), InvalidArgument);
-    CHECK_THROWS_AS(forward(*model, 1, length - 1, all.subspan(length - 1, 2), 1), InvalidArgument);
-  }
+    CHECK_THROWS_AS(forward(model, 1, length, all.subspan(length, 1), 1), InvalidArgument);
+    CHECK_THROWS_AS(forward(model, 1, length - 1, all.subspan(length - 1, 2), 1), InvalidArgument);
+  });
 }
 
 TEST_CASE("onnx model: a batch gives each sequence its rows, in order") {
-  const char* graphs = graphs_or_skip();
-  if (graphs == nullptr) {
-    return;
-  }
-  for (const Variant& variant : variants) {
-    CAPTURE(variant.folder);
-    CAPTURE(variant.static_shapes);
-    CAPTURE(variant.device_memory);
-    const auto model = open_variant(graphs, variant);
+  with_every_variant([](OnnxModel& model, const Variant& variant) {
     const auto tokens = some_tokens(30);
     const auto all = std::span<const Token>(tokens);
-    const Rows expected = recompute(*model, all, 0, 30);
+    const Rows expected = recompute(model, all, 0, 30);
     const auto tail = all.subspan(3);
-    const Rows other = recompute(*model, tail, 0, 20);
+    const Rows other = recompute(model, tail, 0, 20);
     const ForwardItem first[] = {
         {1, 0, all.first(5), 0}, {2, 0, tail.first(6), 1}, {3, 0, all.first(4), 2}};
-    check_close(copy(model->forward(first)), {other[5], expected[2], expected[3]},
+    check_close(copy(model.forward(first)), {other[5], expected[2], expected[3]},
                 variant.tolerance);
     const ForwardItem second[] = {{3, 4, all.subspan(4, 3), 1},
                                   {2, 6, tail.subspan(6, 4), 3},
                                   {1, 5, all.subspan(5, 1), 1},
                                   {4, 0, tail.first(2), 0}};
-    check_close(copy(model->forward(second)),
+    check_close(copy(model.forward(second)),
                 {expected[6], other[7], other[8], other[9], expected[5]}, variant.tolerance);
-    model->release(2);
-    model->release(99);
-    CHECK_THROWS_AS(forward(*model, 2, 6, tail.subspan(6, 1), 1), InvalidArgument);
-    check_close(forward(*model, 3, 7, all.subspan(7, 1), 1), {expected[7]}, variant.tolerance);
-  }
+    model.release(2);
+    model.release(99);
+    CHECK_THROWS_AS(forward(model, 2, 6, tail.subspan(6, 1), 1), InvalidArgument);
+    check_close(forward(model, 3, 7, all.subspan(7, 1), 1), {expected[7]}, variant.tolerance);
+  });
 }
 
 TEST_CASE("onnx model: all forms of one decoder agree") {
@@ -661,35 +644,27 @@ TEST_CASE("onnx model: a dynamically quantized graph is no target") {
 }
 
 TEST_CASE("onnx model: logits are left on a device, a batch's and the probe's too") {
-  const char* graphs = graphs_or_skip();
-  if (graphs == nullptr) {
-    return;
-  }
-  for (const Variant& variant : variants) {
-    CAPTURE(variant.folder);
-    CAPTURE(variant.static_shapes);
-    CAPTURE(variant.device_memory);
-    const auto model = open_variant(graphs, variant);
+  with_every_variant([](OnnxModel& model, const Variant& variant) {
     int num_rows = 0;
     const auto choose_there = [&] {
-      model->choose_on([&] { return std::make_shared<CountingDevice>(num_rows); });
+      model.choose_on([&] { return std::make_shared<CountingDevice>(num_rows); });
     };
     if (!variant.device_memory) {
       CHECK(mentions(message_of<InvalidArgument>(choose_there), "device_memory"));
-      continue;
+      return;
     }
     const auto tokens = some_tokens(12);
     const auto all = std::span<const Token>(tokens);
     const ForwardItem batch[] = {
         {1, 0, all.first(7), 2}, {2, 0, all.subspan(5), 3}, {3, 0, all.first(3), 1}};
-    const Rows expected = copy(model->forward(batch));
+    const Rows expected = copy(model.forward(batch));
     CHECK(num_rows == 0);
     choose_there();
-    CHECK(copy(model->forward(batch)) == expected);
+    CHECK(copy(model.forward(batch)) == expected);
     CHECK(num_rows == 6);
-    model->probe();
+    model.probe();
     CHECK(num_rows > 6);
-  }
+  });
 }
 
 TEST_CASE("onnx model: a missing provider is refused, with the wheel that has it") {
