@@ -24,9 +24,13 @@ struct Event {
   std::optional<LogitsRow> row;
 
   double log_probability(std::optional<Token> other) const {
-    if (!row || row->data == nullptr) {
+    if (!row) {
       throw InvalidArgument({"The row of this token is gone", "a call from inside the observer",
                              "a later one", "Read log-probabilities before the observer returns."});
+    }
+    if (row->data == nullptr) {
+      throw InvalidArgument({"This executor keeps its rows on the device", "rows on the host",
+                             "none", "Decode with a Model on the host for log-probabilities."});
     }
     return pard::log_probability(*row, other.value_or(token));
   }

@@ -41,7 +41,6 @@ class PythonExecutor final : public RoundExecutor, public py::trampoline_self_li
     for (Sequence* sequence : batch) {
       sequences.append(py::cast(sequence, py::return_value_policy::reference));
     }
-    num_sequences_ = batch.size();
     method("launch")(sequences, num_speculative_tokens);
   }
 
@@ -50,11 +49,6 @@ class PythonExecutor final : public RoundExecutor, public py::trampoline_self_li
     owned_.clear();
     rounds_.clear();
     for (const py::handle round : method("collect")()) owned_.push_back(round.cast<Round>());
-    if (owned_.size() != num_sequences_) {
-      throw ModelError({"collect() returned too many rounds or too few",
-                        std::to_string(num_sequences_), std::to_string(owned_.size()),
-                        "Return one round per sequence of launch(), in its order."});
-    }
     for (Round& round : owned_) {
       std::exception_ptr error;
       if (!round.error.is_none()) {
@@ -100,7 +94,6 @@ class PythonExecutor final : public RoundExecutor, public py::trampoline_self_li
   }
 
   mutable ModelInfo info_;
-  std::size_t num_sequences_ = 0;
   std::vector<Round> owned_;
   std::vector<SequenceRound> rounds_;
 };

@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <map>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "bindings.h"
@@ -16,9 +17,14 @@ namespace pard::python {
 
 namespace {
 
-// Wheels of ONNX Runtime lie where Python finds its modules.
+// Wheels of ONNX Runtime lie where Python finds its modules. Like its import, this passes over
+// entries that are no strings.
 OrtSearch search_in(const std::string& onnxruntime) {
-  return {onnxruntime, py::module_::import("sys").attr("path").cast<std::vector<std::string>>()};
+  std::vector<std::string> directories;
+  for (const py::handle entry : py::module_::import("sys").attr("path")) {
+    if (py::isinstance<py::str>(entry)) directories.push_back(entry.cast<std::string>());
+  }
+  return {onnxruntime, std::move(directories)};
 }
 
 std::shared_ptr<OnnxModel> open(const std::filesystem::path& folder, const std::string& provider,

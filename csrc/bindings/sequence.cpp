@@ -3,6 +3,8 @@
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
+#include <string>
+
 #include "bindings.h"
 #include "pard/stats.h"
 
@@ -31,7 +33,13 @@ void register_sequence(py::module_& module) {
       .def_readonly("accepted", &RoundCounts::accepted)
       .def_readonly("drafted_at", &RoundCounts::drafted_at)
       .def_readonly("accepted_at", &RoundCounts::accepted_at)
-      .def_property_readonly("mean_tokens_per_round", &RoundCounts::mean_tokens_per_round);
+      .def_property_readonly("mean_tokens_per_round", &RoundCounts::mean_tokens_per_round)
+      .def("__repr__", [](const RoundCounts& self) {
+        return "RoundCounts(rounds=" + std::to_string(self.rounds) +
+               ", committed=" + std::to_string(self.committed) +
+               ", drafted=" + std::to_string(self.drafted) +
+               ", accepted=" + std::to_string(self.accepted) + ")";
+      });
 
   py::class_<RoundTimes>(module, "RoundTimes")
       .def_property_readonly("draft", [](const RoundTimes& times) { return seconds(times.draft); })

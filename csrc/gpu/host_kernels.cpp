@@ -1,4 +1,3 @@
-#define PARD_GPU_LANES 1
 #include "kernels.h"
 //
 #include <cstddef>

@@ -39,11 +39,11 @@
 
 namespace pard::gpu {
 
-// Lanes of a block.
+// Lanes of a block: one in plain C++, unless a test has threads for more.
 #if defined(PARD_GPU_LANES)
 inline constexpr int num_lanes = PARD_GPU_LANES;
 #else
-inline constexpr int num_lanes = 512;
+inline constexpr int num_lanes = PARD_ON_GPU ? 512 : 1;
 #endif
 
 #if defined(__HIP__)

@@ -14,6 +14,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <sstream>
 #include <string>
 #include <system_error>
@@ -91,8 +92,8 @@ void answer(int number, const pard::Output& output) {
   std::cout << std::endl;
 }
 
-void answer(int number, const std::exception& error) {
-  std::cout << number << " error: " << error.what() << std::endl;
+void answer(int number, const std::string& error) {
+  std::cout << number << " error: " << error << std::endl;
 }
 
 void serve(pard::Generator& generator) {
@@ -106,23 +107,26 @@ void serve(pard::Generator& generator) {
       try {
         running.emplace(number, submit(generator, line));
       } catch (const std::exception& error) {
-        answer(number, error);
+        answer(number, error.what());
       }
     }
+    std::optional<std::string> failure;
     try {
       generator.step();
-    } catch (const std::exception& error) {  // a model failed: whoever took part cannot go on
-      for (const auto& [failed, sequence] : running) {
-        sequence->cancel();
-        answer(failed, error);
-      }
-      running.clear();
+    } catch (const std::exception& error) {
+      failure = error.what();
     }
     std::erase_if(running, [&](const auto& entry) {
       if (!entry.second->finished()) return false;
       answer(entry.first, generator.output_of(*entry.second));
       return true;
     });
+    if (!failure) continue;
+    for (const auto& [number_of, sequence] : running) {  // which of them failed is not told
+      sequence->cancel();
+      answer(number_of, *failure);
+    }
+    running.clear();
   }
 }
 

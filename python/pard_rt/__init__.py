@@ -41,6 +41,7 @@ from pard_rt.errors import (
     RuntimeMissingError,
 )
 from pard_rt.generator import Generator, Options
+from pard_rt.opening import requiring
 from pard_rt.outputs import Output, Piece, Stats
 from pard_rt.streams import Stream
 
@@ -54,14 +55,14 @@ if TYPE_CHECKING:
 
 __version__ = version("pard-rt")
 
-# What needs PyTorch, imported when it is first asked for.
+# What is imported when it is first asked for: its module, and the extra with its packages.
 _LAZY = {
-    "TorchModel": "pard_rt.models.torch_model",
-    "export": "pard_rt.exporter",
-    "load": "pard_rt.loading",
-    "regenerate": "pard_rt.training.regenerate",
-    "train": "pard_rt.training.train",
-    "wrap": "pard_rt.models.own_module",
+    "TorchModel": ("pard_rt.models.torch_model", "torch"),
+    "export": ("pard_rt.exporter", "export"),
+    "load": ("pard_rt.loading", "torch"),
+    "regenerate": ("pard_rt.training.regenerate", "torch"),
+    "train": ("pard_rt.training.train", "train"),
+    "wrap": ("pard_rt.models.own_module", "torch"),
 }
 
 __all__ = [
@@ -113,14 +114,6 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module 'pard_rt' has no attribute {name!r}")
-    try:
-        return getattr(importlib.import_module(_LAZY[name]), name)
-    except ModuleNotFoundError as error:
-        if (error.name or "").startswith("pard_rt"):
-            raise
-        raise RuntimeMissingError(
-            f"pard_rt.{name} needs packages that are not installed",
-            "those of pard-rt[export]",
-            f"no {error.name}",
-            "Install them with: pip install 'pard-rt[export]'.",
-        ) from error
+    module, extra = _LAZY[name]
+    with requiring(extra, f"pard_rt.{name}"):
+        return getattr(importlib.import_module(module), name)

@@ -325,7 +325,7 @@ class TokenEvent:
         Raises
         ------
         InvalidArgumentError
-            The observer has returned: the row is gone.
+            The observer has returned: the row is gone; or the executor keeps its rows on the device.
         """
 
 @final

@@ -259,7 +259,8 @@ class Generator:
 
     @num_speculative_tokens.setter
     def num_speculative_tokens(self, value: int) -> None:
-        self.decoder.num_speculative_tokens = value
+        with self._lock:
+            self.decoder.num_speculative_tokens = value
 
     @property
     def max_length(self) -> int:

@@ -16,9 +16,9 @@ namespace pard {
 class ComposedExecutor final : public RoundExecutor {
  public:
   // No drafter: plain decoding. The target takes prompts `prefill_chunk` tokens a round, so that a
-  // long prompt delays the other sequences of the batch by one chunk a round, not by all of it at
-  // once. Throws IncompatibleModels for a draft of another vocabulary, InvalidArgument for one
-  // Model in both parts.
+  // long prompt delays the other sequences of the batch by one chunk a round; the draft then takes
+  // all of it in one. Throws IncompatibleModels for a draft of another vocabulary, InvalidArgument
+  // for one Model in both parts.
   explicit ComposedExecutor(std::shared_ptr<Model> target,
                             std::shared_ptr<Drafter> drafter = nullptr,
                             std::int64_t prefill_chunk = 512);

@@ -21,6 +21,35 @@ void check_token_ids(const char* what, const std::vector<Token>& ids, const Mode
                          std::to_string(*bad), "Encode with the target's own tokenizer."});
 }
 
+// Refuses rounds that break RoundExecutor's contract, before anything of them is believed.
+void check_rounds(std::span<const SequenceRound> rounds, std::size_t batch_size, int most,
+                  std::int64_t vocab_size) {
+  const auto fail = [](std::string expected, std::string actual) {
+    throw ModelError({"A RoundExecutor broke its contract", std::move(expected), std::move(actual),
+                      "Return what the round over the batch of launch() yielded."});
+  };
+  if (rounds.size() != batch_size) {
+    fail(std::to_string(batch_size) + " rounds", std::to_string(rounds.size()));
+  }
+  for (const SequenceRound& round : rounds) {
+    if (round.error) continue;
+    if (round.num_accepted < 0 || round.num_accepted > round.num_proposals ||
+        round.num_proposals > most) {
+      fail("0 <= num_accepted <= num_proposals <= " + std::to_string(most),
+           std::to_string(round.num_accepted) + " of " + std::to_string(round.num_proposals));
+    }
+    const auto num_tokens = static_cast<std::size_t>(round.num_accepted) + 1;
+    if (!round.tokens.empty() && round.tokens.size() != num_tokens) {
+      fail("num_accepted + 1 tokens, or none", std::to_string(round.tokens.size()));
+    }
+    for (const Token token : round.tokens) {
+      if (token < 0 || token >= vocab_size) {
+        fail("tokens below " + std::to_string(vocab_size), std::to_string(token));
+      }
+    }
+  }
+}
+
 // Refuses a round inside a round: an observer, a Model or another thread that calls step().
 class InRound {
  public:
@@ -47,11 +76,13 @@ bool Decoder::step() {
   const Stopwatch stopwatch(wall_);
   admit();
   if (active_.empty()) return false;
+  choose_k();
 
   const bool decoding = adaptive_k_ && all_decoding();
   const auto start = std::chrono::steady_clock::now();
   executor_->launch(batch_, adaptive_k_ ? adaptive_k_->next() : num_speculative_tokens_);
   const std::span<const SequenceRound> rounds = executor_->collect();
+  check_rounds(rounds, batch_.size(), max_speculative_tokens, vocab_size_);
   if (decoding) adaptive_k_->add_round(rounds, std::chrono::steady_clock::now() - start);
 
   std::exception_ptr error;
@@ -65,6 +96,15 @@ bool Decoder::step() {
   retire_finished();
   if (error) std::rethrow_exception(error);
   return !active_.empty() || !waiting_.empty();
+}
+
+// A K that was set during a round counts from the next one on.
+void Decoder::choose_k() {
+  if (!is_adaptive_ || num_speculative_tokens_ == 0) {
+    adaptive_k_.reset();
+  } else if (!adaptive_k_ || adaptive_k_->most() != num_speculative_tokens_) {
+    adaptive_k_.emplace(num_speculative_tokens_);
+  }
 }
 
 // Whether every sequence's prompt lies behind it, in the draft's cache as well.
@@ -112,6 +152,11 @@ Decoder::Decoder(std::unique_ptr<RoundExecutor> executor, DecoderOptions options
     throw InvalidArgument(
         {"max_batch_size is out of range", "at least 1", "0", "Leave it at its default of 16."});
   }
+  if (!executor_) {
+    throw InvalidArgument(
+        {"A Decoder needs an executor", "a RoundExecutor, or a target Model", "none", "Pass one."});
+  }
+  vocab_size_ = executor_->target_info().vocab_size;
   set_num_speculative_tokens(
       options.num_speculative_tokens.value_or(executor_->can_draft() ? 8 : 0));
 }
@@ -132,8 +177,6 @@ void Decoder::set_num_speculative_tokens(int num_speculative_tokens) {
                            "Pass a drafter."});
   }
   num_speculative_tokens_ = num_speculative_tokens;
-  adaptive_k_.reset();
-  if (is_adaptive_ && num_speculative_tokens > 0) adaptive_k_.emplace(num_speculative_tokens);
 }
 
 std::shared_ptr<Sequence> Decoder::add(std::vector<Token> prompt, GenerationParams params,

@@ -40,7 +40,7 @@ class Decoder {
  public:
   static constexpr int max_speculative_tokens = 64;
 
-  // Throws InvalidArgument for options out of range.
+  // Throws InvalidArgument for options out of range, or no executor.
   explicit Decoder(std::unique_ptr<RoundExecutor> executor, DecoderOptions options = {});
   ~Decoder();
   Decoder(const Decoder&) = delete;
@@ -83,6 +83,7 @@ class Decoder {
     TokenObserver observer;
   };
 
+  void choose_k();
   bool all_decoding() const;
   void admit();
   void publish(Request& request, const SequenceRound& round);
@@ -90,6 +91,7 @@ class Decoder {
   void retire_finished();
 
   std::unique_ptr<RoundExecutor> executor_;
+  std::int64_t vocab_size_ = 0;
   int num_speculative_tokens_ = 0;
   std::size_t max_batch_size_;
   bool is_adaptive_;

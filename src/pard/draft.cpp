@@ -160,7 +160,8 @@ void check_compatible(const ModelInfo& target, const ModelInfo& draft) {
     throw IncompatibleModels(
         {pair + " have other vocabularies", std::to_string(target.token_count()) + " tokens",
          std::to_string(draft.token_count()) + " tokens",
-         "Use a draft of the target's family; where only the padding differs, set num_tokens."});
+         "Use a draft of the target's family; where only the padding differs, export both with "
+         "pard-rt export, or set num_tokens of your ModelInfo."});
   }
 }
 

@@ -117,6 +117,7 @@ TEST_CASE("folder: an error names file, key, expected and actual") {
   CHECK(mentions(error("\"model.onnx\"", "\"../model.onnx\""), "model"));
   CHECK(mentions(error("\"num_tokens\": 60", "\"num_tokens\": 65"), "num_tokens"));
   CHECK(mentions(error("\"mask_token_id\": 59", "\"mask_token_id\": 64"), "mask_token_id"));
+  CHECK(mentions(error("[1, 2]", "[1, 64]"), "eos_token_ids"));
   CHECK(mentions(error("[1, 2]", "[1, null]"), "eos_token_ids"));
   CHECK(mentions(error("{\n", "[\n"), "line 2"));
   CHECK(mentions(message_of<FolderError>([] { parse_builder_contract("{\"model\": {}}", "f"); }),

@@ -12,6 +12,7 @@ import torch
 
 import pard_rt
 from pard_rt import reference
+from pard_rt._core import RoundExecutor, SequenceRound
 from table_models import MASK, VOCAB, TableLanguage, TableModel
 
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
@@ -375,3 +376,95 @@ def test_a_model_s_own_error_is_told_in_a_line() -> None:
     with pytest.raises(pard_rt.ModelError) as caught:
         decoder.step()
     assert caught.value.actual == "ValueError: no such layer"
+
+
+class SayingExecutor(RoundExecutor):
+    """Returns what it is told to."""
+
+    def __init__(self, round: SequenceRound, count: int = 1) -> None:
+        super().__init__()
+        self.rounds = [round] * count
+
+    def target_info(self) -> pard_rt.ModelInfo:
+        return TableModel(TableLanguage(0)).info()
+
+    def can_draft(self) -> bool:
+        return True
+
+    def launch(self, batch: list[pard_rt.Sequence], num_speculative_tokens: int) -> None:
+        pass
+
+    def collect(self) -> list[SequenceRound]:
+        return self.rounds
+
+    def keep(self, sequence: int, length: int) -> None:
+        pass
+
+    def release(self, sequence: int) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("executor", "message"),
+    [
+        (SayingExecutor(SequenceRound(num_accepted=1, tokens=[1, 2])), "1 of 0"),
+        (SayingExecutor(SequenceRound(num_proposals=-1, tokens=[1])), "0 of -1"),
+        (SayingExecutor(SequenceRound(num_proposals=65, tokens=[1])), "0 of 65"),
+        (SayingExecutor(SequenceRound(num_proposals=2, num_accepted=2, tokens=[1])), "got 1"),
+        (SayingExecutor(SequenceRound(tokens=[VOCAB])), f"below {VOCAB}"),
+        (SayingExecutor(SequenceRound(tokens=[-1])), "got -1"),
+        (SayingExecutor(SequenceRound(tokens=[1]), count=2), "1 rounds, got 2"),
+    ],
+)
+def test_rounds_that_cannot_be_are_refused(executor: RoundExecutor, message: str) -> None:
+    decoder = pard_rt.Decoder(executor)
+    sequence = decoder.add(PROMPT)
+    with pytest.raises(pard_rt.ModelError, match=message):
+        decoder.step()
+    assert len(sequence.generated) == 0
+
+
+def test_rows_on_a_device_give_no_log_probabilities() -> None:
+    decoder = pard_rt.Decoder(SayingExecutor(SequenceRound(tokens=[1])))
+    decoder.add(PROMPT, observer=lambda event: event.log_probability() > 0)
+    with pytest.raises(pard_rt.InvalidArgumentError, match="on the device"):
+        decoder.step()
+
+
+def test_a_decoder_needs_an_executor() -> None:
+    with pytest.raises(pard_rt.InvalidArgumentError, match="needs an executor"):
+        pard_rt.Decoder(executor=None)  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_k_may_be_set_inside_a_round(adaptive: bool) -> None:
+    class Setting(TableModel):
+        def forward(self, batch: list[pard_rt.ForwardItem]) -> object:
+            decoder.num_speculative_tokens = next(ks)
+            return super().forward(batch)
+
+    ks = itertools.cycle((0, 3, 8, 1))
+    target = Setting(TableLanguage(0))
+    decoder = pard_rt.Decoder(target, make_drafter("parallel", TableLanguage(7)), adaptive=adaptive)
+    sequence = decoder.add(PROMPT, max_new_tokens=60)
+    decoder.run()
+    plain = pard_rt.Decoder(TableModel(TableLanguage(0)))
+    expected = plain.add(PROMPT, max_new_tokens=60)
+    plain.run()
+    assert sequence.generated.tolist() == expected.generated.tolist()
+
+
+def test_the_probe_heeds_tokens_that_are_ruled_out() -> None:
+    class Ruling(TableModel):
+        def forward(self, batch: list[pard_rt.ForwardItem]) -> np.ndarray:
+            rows = super().forward(batch)
+            assert isinstance(rows, np.ndarray)
+            rows[:, 3] = -np.inf if self.num_forwards != self.wrong else np.inf
+            return rows
+
+    model = Ruling(TableLanguage(0))
+    model.wrong = 0
+    assert pard_rt.probe_model(model, tolerance=1e-5).same_tokens
+    model.wrong = model.num_forwards + 2
+    with pytest.raises(pard_rt.ModelError, match="same tokens every time"):
+        pard_rt.probe_model(model, tolerance=1e-5)

@@ -143,3 +143,10 @@ def test_a_provider_without_its_driver_is_an_error_and_the_cpu_still_runs(
         assert "driver" in caught.value.remedy
         model = pard_rt.OnnxModel(folder, threads=1)
         assert Path(model.onnxruntime_path).is_relative_to(order[0])
+
+
+def test_entries_of_the_search_path_that_are_no_strings_are_passed_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys, "path", [Path("/nowhere"), *sys.path])
+    assert pard_rt.onnxruntime_providers()[0] == str(INSTALLED)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -274,15 +273,6 @@ def test_a_generator_refuses_what_a_module_is_not() -> None:
         Generator(model, max_length=65)
     with pytest.raises(InvalidArgumentError, match="mask token"):
         Generator(model, learned(), mask_token_id=VOCAB_SIZE)
-
-
-def test_the_example_of_the_documentation() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "models.md").read_text("utf-8")
-    example = page.split("```python\n")[1].split("```")[0]
-    names: dict[str, Any] = {}
-    exec(compile(example, "docs/models.md", "exec"), names)
-    assert names["output"].token_ids == names["plain"].token_ids
-    assert len(names["output"].token_ids) == 20
 
 
 def test_logits_may_lie_in_any_order() -> None:

@@ -131,17 +131,23 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--target", default="demo", metavar="T", help="ONNX folder, HF directory or hub id"
     )
-    parser.add_argument("--draft", metavar="D", help="the same; the demo has one of its own")
+    parser.add_argument("--draft", metavar="D", help="the same; the demo has drafts of its own")
     parser.add_argument(
         "--method",
         choices=("auto", "pard", "draft", "plain"),
         default="auto",
         help="how to draft (default: auto, what the draft was made for)",
     )
-    parser.add_argument(
+    ways = parser.add_mutually_exclusive_group()
+    ways.add_argument(
         "--compare",
         action="store_true",
         help="then decode the prompts plainly, with classic drafting and PARD: what each takes",
+    )
+    ways.add_argument(
+        "--adaptive",
+        action="store_true",
+        help="fewer proposals, down to none, when they do not pay; the text is the same",
     )
     _add_decoding(parser, max_new_tokens=128)
     _add_generating(parser)
@@ -181,8 +187,8 @@ def _add_decoding(parser: argparse.ArgumentParser, *, max_new_tokens: int) -> No
 def _add_generating(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0: greedy")
     parser.add_argument("--top-k", type=int, default=0, metavar="N", help="0: all tokens")
-    parser.add_argument("--top-p", type=float, default=1.0, metavar="P")
-    parser.add_argument("--min-p", type=float, default=0.0, metavar="P")
+    parser.add_argument("--top-p", type=float, default=1.0, metavar="P", help="1: all tokens")
+    parser.add_argument("--min-p", type=float, default=0.0, metavar="P", help="0: all tokens")
     parser.add_argument(
         "--max-length", type=int, metavar="N", help="most positions a sequence may have"
     )
@@ -197,7 +203,7 @@ def _add_generating(parser: argparse.ArgumentParser) -> None:
 def _add_export(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Write a Hugging Face decoder as an ONNX folder, checked against PyTorch before it takes "
-        "its name. Needs: pip install pard-rt[export]."
+        "its name. Needs: pip install 'pard-rt[export]'."
     )
     parser.add_argument("source", metavar="HF_DIR_OR_ID", help="directory, or id on the hub")
     parser.add_argument("out", metavar="OUT", help="folder to write, new or empty")
@@ -237,8 +243,8 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
 def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Train a small model of a target's family to draft in parallel, through mask tokens. Given "
-        "again with the same arguments, the command goes on where it was. Needs: pip install "
-        "pard-rt[torch]."
+        "again with the same arguments, the command resumes where it stopped. Needs: pip install "
+        "'pard-rt[train]'. `pard-rt train regenerate` has the target write the data."
     )
     parser.add_argument("--model", required=True, metavar="HF_DIR_OR_ID", help="what to start from")
     _add_data(parser)
@@ -247,9 +253,11 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
         "--num-subtasks", type=int, default=8, metavar="K", help="K in training (default: 8)"
     )
     parser.add_argument(
-        "--retention", type=float, default=0.7, metavar="R", help="of conditional drop; 1: none"
+        "--retention", type=float, default=0.7, metavar="R", help="COD's r (0.7); 1 drops nothing"
     )
-    parser.add_argument("--min-retention", type=float, default=0.2, metavar="R", help="at least")
+    parser.add_argument(
+        "--min-retention", type=float, default=0.2, metavar="R", help="COD's r_min (0.2)"
+    )
     parser.add_argument(
         "--mask-token-id", type=int, metavar="N", help="default: an id that no text has"
     )
@@ -263,12 +271,18 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--learning-rate", type=float, default=5e-5, metavar="R", help="of AdamW (default: 5e-5)"
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N")
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="of the order of data and of COD (0)"
+    )
     parser.add_argument(
         "--target", metavar="MODEL", help="measure tokens per round with it, on held-out documents"
     )
     parser.add_argument(
-        "--measure-every", type=int, default=500, metavar="N", help="steps between that (500)"
+        "--measure-every",
+        type=int,
+        default=500,
+        metavar="N",
+        help="steps between measurements (500)",
     )
     parser.add_argument("--device", default="cpu", metavar="D", help="cpu (default) or cuda")
     parser.add_argument(
@@ -289,9 +303,9 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
 
 def _add_regenerate(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Have a target answer a data set anew: drafts learn best from what it writes itself. Given "
-        "again with the same arguments, the command goes on behind the lines there are. Needs: pip "
-        "install pard-rt[torch]."
+        "Have a target answer a data set itself: drafts learn best from what it writes. Given "
+        "again with the same arguments, the command resumes after the last line. Hugging Face "
+        "directories need: pip install 'pard-rt[torch]'."
     )
     parser.epilog = _EXIT_STATUS
     parser.add_argument(
@@ -321,7 +335,9 @@ def _add_info(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="print the directory that find_package(pard_rt) has to be shown, and nothing else",
     )
-    parser.add_argument("paths", nargs="*", metavar="FOLDER", help="ONNX folder or HF directory")
+    parser.add_argument(
+        "paths", nargs="*", metavar="MODEL", help="ONNX folder, HF directory or hub id"
+    )
 
 
 def _add_check(parser: argparse.ArgumentParser) -> None:
@@ -330,7 +346,7 @@ def _add_check(parser: argparse.ArgumentParser) -> None:
         "the text is that of plain decoding; and what a row and a round cost on this machine."
     )
     parser.epilog = _EXIT_STATUS
-    parser.add_argument("target", metavar="TARGET", help="ONNX folder or HF directory")
+    parser.add_argument("target", metavar="TARGET", help="ONNX folder, HF directory or hub id")
     parser.add_argument("draft", nargs="?", metavar="DRAFT", help="the same; optional")
     prompts = parser.add_mutually_exclusive_group()
     prompts.add_argument(

@@ -43,6 +43,7 @@ def _open(arguments: argparse.Namespace) -> Generator:
             arguments.draft,
             method=arguments.method,
             num_speculative_tokens=arguments.num_speculative_tokens,
+            adaptive=arguments.adaptive,
             device=arguments.device,
             max_length=arguments.max_length,
             mask_token_id=arguments.mask_token_id,
@@ -76,7 +77,8 @@ def _stream(generator: Generator, prompt: str, arguments: argparse.Namespace) ->
     print(flush=True)
     stats = stream.output.stats
     k = generator.num_speculative_tokens
-    rounds = f", {stats.tokens_per_round:.2f} tokens per round (K = {k})" if k else ""
+    most = "at most " if arguments.adaptive else ""
+    rounds = f", {stats.tokens_per_round:.2f} tokens per round (K = {most}{k})" if k else ""
     line = f"-- {stats.counts.committed} tokens, {stats.tokens_per_second:.0f} per second{rounds}"
     print(paint(line, "note"), file=sys.stderr, flush=True)
 

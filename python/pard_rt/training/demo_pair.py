@@ -67,23 +67,20 @@ def pieces_of(text: Tensor, batch_size: int, length: int) -> Batch:
 
     def batch(step: int) -> Tensor:
         generator = torch.Generator().manual_seed(step)
-        starts = torch.randint(len(text) - length, (batch_size,), generator=generator)
-        return torch.stack([text[start : start + length] for start in starts]).long()
+        starts = torch.randint(len(text) - length, (batch_size, 1), generator=generator)
+        return text[starts + torch.arange(length)].long()
 
     return batch
 
 
-def with_continuations(first: Batch, continuations: Tensor, batch_size: int) -> Batch:
-    """Put `batch_size` pieces of the target's continuations beside the pieces of `first`."""
+def rows_of(continuations: Tensor, batch_size: int) -> Batch:
+    """Give random rows of what the target wrote, [B, N] of [all, N], likewise."""
 
     def batch(step: int) -> Tensor:
         generator = torch.Generator().manual_seed(step)
-        pieces = first(step)
-        length = pieces.shape[1]
-        rows = torch.randint(len(continuations), (batch_size,), generator=generator)
-        last = continuations.shape[1] - length
-        start = int(torch.randint(last + 1, (), generator=generator))
-        return torch.cat([pieces, continuations[rows, start : start + length].long()])
+        return continuations[
+            torch.randint(len(continuations), (batch_size,), generator=generator)
+        ].long()
 
     return batch
 
@@ -167,23 +164,23 @@ class DemoPair:
             file.with_suffix(".partial").rename(file)
             print(f"{file.name}  {time.monotonic() - began:.0f} s", flush=True)
 
-    def mixed(self, pieces: int) -> Batch:
-        """Give pieces of the text, and three times as many of continuations."""
+    def mixed(self, pieces: int, continuations: int) -> Batch:
+        """Give so many pieces of the text, and so many of what the target wrote."""
         files = sorted((self.work / "continuations").glob("*.pt"))
-        continuations = torch.cat([torch.load(file) for file in files])
+        written = rows_of(torch.cat([torch.load(file) for file in files]), continuations)
         text = pieces_of(self.text, pieces, PROMPT + CONTINUATION)
-        return with_continuations(text, continuations, 3 * pieces)
+        return lambda step: torch.cat([text(step), written(step)])
 
     def draft(self) -> None:
         """Train a draft as a plain language model."""
         model = new_model(DRAFT, 2)
-        loss = next_token_loss(model, self.mixed(2))
+        loss = next_token_loss(model, self.mixed(2, 6))
         self._train("draft", model, loss, Schedule(self.steps(240)))
 
     def classic(self) -> None:
         """Train the draft on as it was."""
         model = LlamaForCausalLM.from_pretrained(self.work / "draft", dtype=torch.float32)
-        loss = next_token_loss(model, self.mixed(1))
+        loss = next_token_loss(model, self.mixed(1, 3))
         self._train("classic", model, loss, Schedule(self.steps(1200), decay=0.5))
 
     def parallel(self) -> None:
@@ -191,7 +188,7 @@ class DemoPair:
         model = LlamaForCausalLM.from_pretrained(self.work / "classic", dtype=torch.float32)
         model.config.pard_token = MASK
         model.config.spd_type = "pard"
-        loss = mask_prediction_loss(model, self.mixed(1), MaskPrediction())
+        loss = mask_prediction_loss(model, self.mixed(1, 3), MaskPrediction())
         self._train("parallel", model, loss, Schedule(self.steps(3000), decay=0.5))
 
     def _train(

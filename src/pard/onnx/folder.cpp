@@ -194,6 +194,14 @@ std::string read_file(const std::filesystem::path& path, std::uintmax_t max_mib)
   return {std::istreambuf_iterator<char>(stream), std::istreambuf_iterator<char>()};
 }
 
+void check_tokens(const Fields& fields, const char* key, std::span<const Token> ids,
+                  std::int64_t vocab_size) {
+  for (const Token token : ids) {
+    if (token < vocab_size) continue;
+    fields.fail(key, "ids below vocab_size = " + std::to_string(vocab_size), std::to_string(token));
+  }
+}
+
 FolderContract parse_pard_contract(std::string_view text, const std::string& file) {
   const json::Value document = parse_json(text, file);
   const Fields fields(document, "", file, export_again);
@@ -216,10 +224,10 @@ FolderContract parse_pard_contract(std::string_view text, const std::string& fil
   contract.eos_token_ids = fields.tokens("eos_token_ids");
   contract.mask_token_id = fields.token("mask_token_id");
   contract.weights = one_of(fields, "weights", {"fp32", "fp16", "int8", "int4"});
-  if (contract.mask_token_id && *contract.mask_token_id >= contract.vocab_size) {
-    fields.fail("mask_token_id", "an id below vocab_size = " + std::to_string(contract.vocab_size),
-                std::to_string(*contract.mask_token_id));
+  if (contract.mask_token_id) {
+    check_tokens(fields, "mask_token_id", {&*contract.mask_token_id, 1}, contract.vocab_size);
   }
+  check_tokens(fields, "eos_token_ids", contract.eos_token_ids, contract.vocab_size);
   return contract;
 }
 
@@ -246,6 +254,7 @@ FolderContract parse_builder_contract(std::string_view text, const std::string& 
   contract.max_length = model.integer("context_length", 2, max_token - 1);
   contract.bos_token_id = model.token("bos_token_id", true);
   contract.eos_token_ids = model.tokens("eos_token_id", true);
+  check_tokens(model, "eos_token_id", contract.eos_token_ids, contract.vocab_size);
 
   const auto name = [](const Fields& fields, const char* key, const char* usual) {
     return fields.has(key) ? fields.string(key) : std::string(usual);

@@ -1,6 +1,8 @@
 #include "session.h"
 
-#include <cstdlib>
+#include <charconv>
+#include <string>
+#include <system_error>
 #include <utility>
 
 #include "pard/error.h"
@@ -9,7 +11,15 @@ namespace pard {
 
 int SessionOptions::device_id() const {
   const auto found = provider_options.find("device_id");
-  return found == provider_options.end() ? 0 : std::atoi(found->second.c_str());
+  if (found == provider_options.end()) return 0;
+  const std::string& text = found->second;
+  int device = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), device);
+  if (error != std::errc() || end != text.data() + text.size() || device < 0) {
+    throw InvalidArgument({"The provider option device_id cannot be used", "a number from 0 on",
+                           "'" + text + "'", "Pass the index of a card, such as '0'."});
+  }
+  return device;
 }
 
 namespace {
