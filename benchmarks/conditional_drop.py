@@ -49,7 +49,7 @@ def held_out_prompts(count: int) -> list[list[int]]:
 
 def train(pair: DemoPair, steps: int, folder: Path) -> dict[str, list[float]]:
     """Train a draft each way; return the seconds of their steps, as one thread computes."""
-    batch = pair.mixed(1)
+    batch = pair.mixed(1, 3)
     trainers, losses = {}, {}
     for way, settings in WAYS.items():
         model = LlamaForCausalLM.from_pretrained(pair.work / "classic", dtype=torch.float32)
@@ -90,7 +90,7 @@ def page(found: Json) -> str:
         "# Conditional drop beside none",
         "",
         f"`python benchmarks/conditional_drop.py`, one thread, torch {found['torch']}: the demo's"
-        f" classic draft, of {found['layers']} layers then, trained on through mask tokens (K 8)"
+        f" classic draft, {found['layers']} layers, trained on through mask tokens (K 8)"
         f" for {found['steps']} steps over the same texts, in turns; r 0.7, at least 0.2, and 1."
         " Seconds are those of the processor,"
         " medians of a step, and an epoch has as many steps either way. Tokens per round behind"

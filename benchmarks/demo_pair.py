@@ -31,7 +31,7 @@ from statistics import median
 from typing import Any
 
 import pard_rt
-from demo_page import GENAI, OURS, PROMPT_LENGTH, Json, best, page
+from demo_page import AGAIN, GENAI, OURS, PROMPT_LENGTH, Json, best, page
 from pard_rt.cli.providers import write_tiny_folder
 from pard_rt.hub import locate
 from pard_rt.training.stdlib_text import held_out_text
@@ -112,8 +112,12 @@ def our_ways(ks: Sequence[int]) -> list[Way]:
     add("plain", plain, 0)
     if not ks:
         return ways
-    for method, name in (("draft", "classic"), ("pard", "PARD")):
-        drafting = plain.with_method(method)  # type: ignore[arg-type]
+    for method, name, draft in (
+        ("draft", "classic", None),
+        ("draft", AGAIN, "demo/parallel"),
+        ("pard", "PARD", None),
+    ):
+        drafting = plain.with_method(method, draft)  # type: ignore[arg-type]
         for k in ks:
             add(name, drafting, k)
     return ways

@@ -325,7 +325,7 @@ class TokenEvent:
         Raises
         ------
         InvalidArgumentError
-            The observer has returned: the row is gone; or the executor keeps its rows on the device.
+            The observer has returned, so that the row is gone, or it lies on a device.
         """
 
 @final

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import operator
 import warnings
 
 __all__ = [
@@ -79,6 +80,26 @@ class FallbackWarning(UserWarning):
 
     def __str__(self) -> str:
         return f"{self.instead}. {self.error}"
+
+
+def require_range(
+    what: str, given: object, low: int, high: int, remedy: str = "Choose one inside."
+) -> None:
+    """Refuse what is no integer in low..high.
+
+    Raises
+    ------
+    InvalidArgumentError
+        It is none.
+    """
+    try:
+        number = operator.index(given)  # type: ignore[arg-type]
+    except TypeError:
+        number = None
+    if number is None or not low <= number <= high:
+        raise InvalidArgumentError(
+            f"{what} is out of range", f"an integer in {low}..{high}", repr(given), remedy
+        )
 
 
 def first_line(error: BaseException) -> str:

@@ -25,6 +25,7 @@ from pard_rt.errors import (
     InvalidArgumentError,
     RuntimeMissingError,
     fall_back,
+    require_range,
 )
 from pard_rt.opening import Backend, OpenedModel, Source, open_model
 from pard_rt.outputs import Output
@@ -185,7 +186,7 @@ class Generator:
         self, method: Method, draft: Source | None, num_proposals: int, mask_token_id: int | None
     ) -> None:
         _check_choice("method", method, get_args(Method))
-        _check_range("num_speculative_tokens", num_proposals, 0, 64)
+        require_range("num_speculative_tokens", num_proposals, 0, 64)
         if draft is not None or self._is_demo:
             return
         if method in ("pard", "draft") or mask_token_id is not None:
@@ -356,7 +357,7 @@ class Generator:
             ("top_k", top_k, 0, 2**31 - 1),
             ("seed", 0 if seed is None else seed, 0, 2**64 - 1),
         ):
-            _check_range(name, value, low, high)
+            require_range(name, value, low, high)
         filters: dict[str, Any] = {
             "temperature": temperature,
             "top_k": top_k,
@@ -410,11 +411,4 @@ def _check_choice(what: str, given: str, known: ListLike[str]) -> None:
     if given not in known:
         raise InvalidArgumentError(
             f"Unknown {what}", ", ".join(known), repr(given), f"Choose a {what}."
-        )
-
-
-def _check_range(what: str, given: int, low: int, high: int) -> None:
-    if not low <= given <= high:
-        raise InvalidArgumentError(
-            f"{what} is out of range", f"{low}..{high}", str(given), "Choose one inside."
         )

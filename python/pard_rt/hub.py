@@ -42,14 +42,19 @@ def locate(source: str | os.PathLike[str]) -> Path:
     name = os.fspath(source)
     if source in _DEMO:
         return Path(__file__).parent / "demo" / _DEMO[name]
-    path = Path(name).expanduser()
-    if name and path.is_dir():
-        return path
+    found = "nothing there"
+    try:
+        path = Path(name).expanduser()
+        if name and path.is_dir():
+            return path
+        found = "a file" if path.exists() else found
+    except (OSError, RuntimeError, ValueError) as error:  # too long a name, no such home, a NUL
+        found = first_line(error)
     if not isinstance(source, str) or not _may_be_id(name):
         raise FolderError(
             f"There is no model folder '{name}'",
             "a directory with a model, or a hub id",
-            "a file" if path.exists() else "nothing there",
+            found,
             "Check the path.",
         )
     from huggingface_hub import snapshot_download

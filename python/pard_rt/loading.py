@@ -18,7 +18,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from pard_rt.errors import InvalidArgumentError, ModelError, first_line
+from pard_rt.errors import InvalidArgumentError, ModelError, RuntimeMissingError, first_line
 from pard_rt.hub import display_name, locate
 from pard_rt.models.quantized import quantized_error, refuse_unknown_method
 from pard_rt.models.requirements import require_decoder
@@ -96,6 +96,7 @@ def load(
     InvalidArgumentError
         An argument that does not fit the model.
     """
+    _require_device(device)
     folder = locate(source)
     name = str(folder)
     config = _load_config(name)
@@ -185,6 +186,22 @@ def refit(
         mask_token_id=facts.mask_token_id if mask_token_id is None else mask_token_id,
     )
     return replace(loaded, facts=facts)
+
+
+def _require_device(device: str | torch.device) -> None:
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise InvalidArgumentError(
+            "Unknown device", "cpu, or cuda (AMD's cards too)", repr(device), "Choose a device."
+        ) from error
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise RuntimeMissingError(
+            "PyTorch sees no GPU",
+            "a card, its driver, and a PyTorch built for it",
+            f"PyTorch {torch.__version__}",
+            "Install PyTorch for your card (pytorch.org), or take device='cpu'.",
+        )
 
 
 def _put(module: Any, name: str, device: str | torch.device) -> Any:
@@ -342,22 +359,23 @@ def _embedding_sizes(name: str, module: Any) -> tuple[int, int]:
 
 
 def load_tokenizer(name: str, *, needed: bool = True) -> PreTrainedTokenizerBase | None:
-    """Load the tokenizer of a folder; where it is not `needed`, None if there is none.
+    """Load the tokenizer of a folder; where it is not `needed`, None if it has no file of one.
 
     Raises
     ------
     ModelError
         There is none, or it cannot be read.
     """
+    has_file = any(any(Path(name).glob(file)) for file in _TOKENIZER_FILES)
+    if not has_file and not needed:
+        return None
     try:
-        if not any(any(Path(name).glob(file)) for file in _TOKENIZER_FILES):
+        if not has_file:
             raise OSError("none")  # transformers would make up an empty one for some architectures
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        if not needed:
-            return None
+    except Exception as error:  # the tokenizers library raises Exception itself
         raise ModelError(
-            f"{name} has no tokenizer",
+            f"{name} has no tokenizer" if not has_file else f"The tokenizer of {name} is damaged",
             "tokenizer.json beside the weights",
             first_line(error),
             "Copy the tokenizer's files into the folder.",

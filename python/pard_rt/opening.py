@@ -19,6 +19,7 @@ from pard_rt.errors import (
     ModelError,
     RuntimeMissingError,
     fall_back,
+    require_range,
 )
 from pard_rt.hub import locate
 from pard_rt.text import TokenText
@@ -116,6 +117,10 @@ def open_model(
     Error
         It cannot be opened, or not with that provider.
     """
+    require_range("threads", threads, 0, 1024)
+    for name, given, least in (("max_length", max_length, 1), ("mask_token_id", mask_token_id, 0)):
+        if given is not None:
+            require_range(name, given, least, 2**31 - 1)
     if not isinstance(source, (str, os.PathLike)):
         if backend == "onnx":
             raise InvalidArgumentError(
@@ -202,17 +207,8 @@ def _open_hugging_face(
             "Other devices are ONNX Runtime's: write a folder for it with pard-rt export.",
         )
     with requiring("torch", f"'{path}' is a Hugging Face directory; opening it"):
-        import torch
-
         from pard_rt.loading import load
     hush_transformers()
-    if device == "cuda" and not torch.cuda.is_available():
-        raise RuntimeMissingError(
-            "PyTorch sees no GPU",
-            "a card, its driver, and a PyTorch built for it",
-            f"PyTorch {torch.__version__}",
-            "Install PyTorch for your card (pytorch.org), or take device='cpu'.",
-        )
     loaded = load(
         path,
         device=device,

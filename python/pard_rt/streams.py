@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import secrets
 import threading
 import time
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from collections.abc import Sequence as ListLike
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakSet
 
 from pard_rt._core import Decoder, SamplingParams, Sequence, TokenEvent
 from pard_rt.outputs import Output, Piece, Stats
@@ -52,10 +54,21 @@ class Request:
         return self.seconds is not None
 
 
+_locks: WeakSet[threading.RLock] = WeakSet()
+
+
+@atexit.register
+def _end_rounds() -> None:
+    """Let no daemon thread be in a round when the interpreter ends it: C++ would not survive."""
+    for lock in list(_locks):
+        lock.acquire(timeout=60.0)  # for good
+
+
 class Rounds:
     """A decoder and its requests, whose rounds any thread may run, one at a time."""
 
     def __init__(self, decoder: Decoder, lock: threading.RLock) -> None:
+        _locks.add(lock)
         self._decoder = decoder
         self._lock = lock
         self._live: list[Request] = []

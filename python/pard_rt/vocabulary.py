@@ -83,12 +83,12 @@ def token_bytes(tokenizer: Any, count: int) -> list[bytes]:
     for token, i in tokenizer.get_vocab().items():
         if i >= count or i in special:
             continue
-        if i in added:
+        if to_byte is None:
+            table[i] = _piece_bytes(token)  # added ones too: their decoder sees every token
+        elif i in added:
             table[i] = token.encode("utf-8")
-        elif to_byte is not None:
-            table[i] = b"".join(to_byte.get(char) or char.encode("utf-8") for char in token)
         else:
-            table[i] = _piece_bytes(token)
+            table[i] = b"".join(to_byte.get(char) or char.encode("utf-8") for char in token)
     return table
 
 

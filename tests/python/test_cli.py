@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -339,6 +340,8 @@ def test_folders_that_are_none(
     command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fails(capsys, [command, tmp_path / "nothing"], "nothing there", "Check the path")
+    fails(capsys, [command, "x" * 300], "Check the path")
+    fails(capsys, [command, "~nobody-of-that-name/model"], "Check the path")
     (tmp_path / "file").touch()
     fails(capsys, [command, tmp_path / "file"], "got:      a file")
     fails(capsys, [command, tmp_path], "pard_rt.json, genai_config.json or config.json", "file")
@@ -354,9 +357,43 @@ def test_providers_and_numbers_out_of_range(pair: Pair, capsys: pytest.CaptureFi
     fails(capsys, [*command, "--device", "rocm"], "pip install onnxruntime-rocm")
     fails(capsys, ["check", pair.hf_target, "--device", "rocm"], "device cpu", "pard-rt export")
     fails(capsys, [*command, "--threads", "-1"], "-1")
-    fails(capsys, [*command, "--num-speculative-tokens", "0"], "1 to 64")
+    fails(capsys, [*command, "--num-speculative-tokens", "0"], "1..64")
     fails(capsys, [*command, "--num-speculative-tokens", "65"], "65")
-    fails(capsys, [*command, "--max-new-tokens", "0"], "at least 1")
+    fails(capsys, [*command, "--max-new-tokens", "0"], "1..2147483647")
+    wide = "99999999999999999999"
+    fails(capsys, [*command, "--max-new-tokens", wide], wide)
+    for option in ("--threads", "--mask-token-id", "--max-length", "--seed"):
+        fails(capsys, ["generate", "x", "--target", pair.target, option, wide], wide)
+
+
+GENERATE = [sys.executable, "-m", "pard_rt", "generate", "--max-new-tokens", "8", "--threads", "1"]
+
+
+def test_streams_that_are_missing_full_or_narrow() -> None:
+    def run(command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["sh", "-c", f'exec "$@" {command}', "sh", *GENERATE],
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    ascii_only = run("'\u00e9 = '", PYTHONIOENCODING="ascii")
+    assert ascii_only.returncode == 0
+    assert ascii_only.stdout.startswith("? = ")
+    full = run("x >/dev/full")
+    assert (full.returncode, full.stderr.count("\n")) == (2, 1)
+    assert "No space left" in full.stderr
+    assert run("x >&-").returncode == 0
+    assert run("- <&-").returncode == 2  # an empty prompt
+
+
+def test_fewer_proposals_where_they_do_not_pay(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", "def ", "--adaptive", "--max-new-tokens", "8", "--threads", "1"]) == 0
+    assert "(K = at most 8)" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["generate", "def ", "--adaptive", "--compare"])
 
 
 def test_a_folder_without_tokenizer(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -456,3 +458,31 @@ def test_an_adaptive_generator_gives_the_same_text_with_fewer_proposals() -> Non
         drafted[0] < output.stats.counts.rounds - 3
     )  # K = 0 was tried three times, and the prompt
     assert 0 < drafted[2] < drafted[0]
+
+
+ENDLESS = """
+import threading, time
+import pard_rt
+
+generator = pard_rt.Generator(threads=1, adaptive=True)
+def {name}():
+    while True:
+        {body}
+threading.Thread(target={name}, daemon=True).start()
+time.sleep(1.0)
+for k in range(100):
+    generator.num_speculative_tokens = k % 9
+"""
+
+
+@pytest.mark.parametrize("body", ["generator.generate('x')", "list(generator.stream('x'))"])
+def test_a_process_ends_while_a_daemon_thread_generates(body: str) -> None:
+    program = ENDLESS.format(name="endless", body=body)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_numbers_that_are_none_are_refused(generator: Generator) -> None:
+    for bad in ({"max_new_tokens": 2.5}, {"seed": "x"}, {"top_k": None}):
+        with pytest.raises(InvalidArgumentError, match="out of range"):
+            generator.generate("the", **bad)  # type: ignore[arg-type]

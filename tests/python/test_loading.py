@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, decoders, models
 from transformers import GenerationConfig
 
 from pard_rt.errors import FolderError, InvalidArgumentError, ModelError
@@ -178,3 +179,21 @@ def test_a_configuration_that_makes_no_sense_is_refused(
     file.write_text(json.dumps(json.loads(file.read_text()) | {field: value}))
     with pytest.raises(ModelError):
         load(folder)
+
+
+def test_a_damaged_tokenizer_is_not_taken_for_none(tmp_path: Path) -> None:
+    folder = make_model(tmp_path / "model")
+    (folder / "tokenizer.json").write_text("{")
+    with pytest.raises(ModelError, match=r"tokenizer of .* is damaged"):
+        load(folder, need_tokenizer=False)
+
+
+def test_added_tokens_are_spelled_as_their_decoder_spells_them() -> None:
+    """Gemma's runs of spaces are added tokens, and its decoder replaces their U+2581 too."""
+    tokenizer = Tokenizer(models.BPE({"a": 0, "<0x0A>": 1}, [], byte_fallback=True))
+    tokenizer.add_tokens(["\u2581\u2581"])
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    assert tokenizer.decode([2, 0, 1]) == "  a\n"
+    assert token_bytes(tokenizer, 3) == [b"a", b"\n", b"  "]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -388,6 +389,13 @@ def test_what_cannot_be_trained_is_refused(tmp_path: Path, tiny_models: TinyMode
     refused("tokens_per_step is out of range", text, tokens_per_step=10)
     refused("tokens_per_forward is out of range", text, tokens_per_forward=0)
     refused("measure_every is out of range", text, measure_every=0)
+    refused("seed is out of range", text, seed=1 << 40)
+    for bad in (-3, 0, math.nan, math.inf):
+        refused("epochs is out of range", text, epochs=bad)
+        refused("learning_rate is out of range", text, learning_rate=bad)
+    refused("Unknown device", text, device="tpu")
+    refused("PyTorch sees no GPU", text, device="cuda")
+    refused("no text", write_lines(tmp_path / "e.jsonl", {"text": "a\ud800b"}))
     refused("occurs in the data", text, mask_token_id=ord("a") - 33)
 
 

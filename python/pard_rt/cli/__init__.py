@@ -6,6 +6,7 @@ Commands are imported when they run: only those that touch a Hugging Face direct
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 import warnings
@@ -48,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if argv is None else argv)
     if given[:2] == _REGENERATE.split():  # one command to argparse: `train` has options of its own
         given[:2] = [_REGENERATE]
+    _prepare_streams()
     arguments = _parser().parse_args(given)
     try:
         with warnings.catch_warnings():
@@ -61,9 +63,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # `pard-rt info | head`; what is still buffered has no reader either
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_stdout()
         return 141
+    except OSError as error:
+        _drop_stdout()
+        print(f"pard-rt: {error}", file=sys.stderr)
+        return 2
     return status
+
+
+def _prepare_streams() -> None:
+    """Have all three streams, and a character that stdout cannot encode not end the command."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+def _drop_stdout() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _show_warning(otherwise: Callable[..., None], message: Any, *more: Any, **names: Any) -> None:

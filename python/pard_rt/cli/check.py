@@ -21,7 +21,13 @@ from pard_rt._core import (
 )
 from pard_rt.cli.output import explain, paint, print_field, print_verdict, progress
 from pard_rt.cli.trial import MadeUpDraft, Outcome, Prompt, RoundSamples, compare
-from pard_rt.errors import Error, IncompatibleModelsError, InvalidArgumentError, ModelError
+from pard_rt.errors import (
+    Error,
+    IncompatibleModelsError,
+    InvalidArgumentError,
+    ModelError,
+    require_range,
+)
 from pard_rt.migraphx import describe
 from pard_rt.opening import OpenedModel, open_model
 
@@ -65,10 +71,8 @@ class _Costs:
 def run_check(arguments: argparse.Namespace) -> int:
     """Run every check that applies; 1 where one failed."""
     k = arguments.num_speculative_tokens
-    if k < 1:
-        raise InvalidArgumentError(
-            "--num-speculative-tokens is out of range", "1 to 64", str(k), "8 suits most pairs."
-        )
+    require_range("--num-speculative-tokens", k, 1, 64, "8 suits most pairs.")
+    require_range("--max-new-tokens", arguments.max_new_tokens, 1, 2**31 - 1)
 
     def opened(path: str, is_target: bool, max_length: int | None = None) -> OpenedModel:
         with progress(f"opening {path}"):

@@ -7,6 +7,7 @@ import os
 from functools import partial
 
 from pard_rt.cli.output import paint, print_field, progress
+from pard_rt.errors import require_range
 from pard_rt.opening import hush_transformers, requiring
 
 
@@ -18,6 +19,7 @@ def run_train(arguments: argparse.Namespace) -> int:
         from pard_rt.training.mask_prediction import MaskPrediction
         from pard_rt.training.train import train
     hush_transformers()
+    require_range("threads", arguments.threads, 0, 1024)
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     with progress(f"opening {arguments.model}") as shown:

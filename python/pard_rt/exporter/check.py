@@ -12,7 +12,7 @@ import numpy.typing as npt
 import onnxruntime  # type: ignore[import-untyped]
 import torch
 
-from pard_rt.errors import ModelError
+from pard_rt.errors import ModelError, first_line
 from pard_rt.models.probe import TOLERANCE, CacheLayout, attention_implementation, probe_tokens
 
 Array = npt.NDArray[Any]
@@ -138,7 +138,7 @@ def check_graph(
         raise ModelError(
             f"ONNX Runtime cannot run the exported graph {graph.name}",
             "a session and a forward without error",
-            str(error).strip().splitlines()[0],
+            first_line(error),
             "Report the architecture.",
         ) from error
     in_parts = np.concatenate([first, new, several, one]).astype(np.float32)

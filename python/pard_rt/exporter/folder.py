@@ -42,11 +42,12 @@ def new_folder(out: Path) -> Iterator[Path]:
     Error
         The disk is full or cannot be written to; nothing is left behind.
     """
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+    out = out.absolute()
+    if out.exists() and (not out.is_dir() or any(out.iterdir()) or out.samefile(Path.cwd())):
         raise InvalidArgumentError(
             f"{out} is already there",
-            "a new or empty folder",
-            "a folder with files" if out.is_dir() else "a file",
+            "a new folder, or an empty one that is not the working directory",
+            "a folder" if out.is_dir() else "a file",
             "Remove it or choose another name.",
         )
     partial = out.with_name(f".{out.name}.partial-{os.getpid()}")

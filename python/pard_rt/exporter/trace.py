@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.onnx.ops import symbolic, symbolic_multi_out
 
-from pard_rt.errors import ModelError
+from pard_rt.errors import ModelError, first_line
 from pard_rt.exporter.fused import fused_modules, plain_norms
 from pard_rt.exporter.rope import RopeTables, find_rope, read_full_tables, tabled, unrotated
 from pard_rt.models.attention import AttentionCall, attending, softmax_scores
@@ -226,7 +226,7 @@ def trace(
             raise ModelError(
                 f"{type(module).__name__} cannot be traced to ONNX",
                 "operators that torch.onnx translates",
-                str(error).strip().splitlines()[0],
+                first_line(error),
                 "Report the architecture.",
             ) from error
     if program is None:

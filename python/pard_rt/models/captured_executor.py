@@ -36,6 +36,7 @@ from pard_rt.errors import (
     LogitsError,
     ModelError,
     first_line,
+    require_range,
 )
 from pard_rt.loading import LoadedModel
 from pard_rt.models.compiling import compiling
@@ -195,10 +196,7 @@ class CapturedExecutor(RoundExecutor):
     ) -> None:
         super().__init__()
         for name, value in (("max_batch_size", max_batch_size), ("prefill_chunk", prefill_chunk)):
-            if value < 1:
-                raise InvalidArgumentError(
-                    f"{name} is out of range", "at least 1", str(value), "Leave it at its default."
-                )
+            require_range(name, value, 1, 1 << 24, "Leave it at its default.")
         limit = target.facts.max_length
         self._max_length = min(limit, max_length or limit)
         self._capacity = self._max_length + MAX_ROUND_ROWS

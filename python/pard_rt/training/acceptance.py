@@ -112,7 +112,11 @@ class Acceptance:
             drafter = ParallelDrafter(TorchModel(self._draft), self._mask)
             decoder = Decoder(self._target.model, drafter, num_speculative_tokens=self._k)
             for prompt in self._prompts:
-                decoder.add(prompt, max_new_tokens=self._new_tokens)
+                decoder.add(
+                    prompt,
+                    max_new_tokens=self._new_tokens,
+                    eos_token_ids=list(self._target.eos_token_ids),
+                )
             decoder.run()
         finally:
             use_chain_attention(module)

@@ -146,7 +146,7 @@ def attend(
     ModelError
         The layer asks for more than causal attention.
     """
-    asked = [name for name in _REFUSED if options.get(name)]
+    asked = [name for name in _REFUSED if _is_set(options.get(name))]
     if asked:
         raise ModelError(
             f"{type(module).__name__} cannot be trained through mask tokens here",
@@ -159,6 +159,10 @@ def attend(
     grouped = q.unflatten(0, (k.shape[0], -1))
     out = ChainAttention.apply(grouped, k, v, blocks, scaling)  # type: ignore[no-untyped-call]
     return out.flatten(0, 1).transpose(0, 1)[None], None
+
+
+def _is_set(option: Any) -> bool:
+    return isinstance(option, Tensor) or bool(option)
 
 
 def use_chain_attention(model: nn.Module) -> None:

@@ -97,11 +97,11 @@ def next_token_loss(model: LlamaForCausalLM, batch: Batch) -> StepLosses:
 
 
 def mask_prediction_loss(
-    model: LlamaForCausalLM, batch: Batch, settings: MaskPrediction
+    model: LlamaForCausalLM, batch: Batch, settings: MaskPrediction | None = None
 ) -> StepLosses:
     """Parallel mask prediction over the texts of a batch, packed into one sequence."""
     use_chain_attention(model)
-    loss = MaskPredictionLoss(model, settings, MASK)
+    loss = MaskPredictionLoss(model, settings or MaskPrediction(), MASK)
 
     def losses(step: int) -> Iterator[Tensor]:
         texts = batch(step)
@@ -143,16 +143,20 @@ class DemoPair:
 
     def target(self) -> None:
         """Train the target."""
-        model = new_model(TARGET, 1)
-        batch = pieces_of(self.text, 8, 513)
-        self._train("target", model, next_token_loss(model, batch), Schedule(self.steps(1000)))
+        self._train(
+            "target",
+            lambda: new_model(TARGET, 1),
+            next_token_loss,
+            lambda: pieces_of(self.text, 8, 513),
+            Schedule(self.steps(1000)),
+        )
 
     def continuations(self) -> None:
         """Let the target write on from pieces of the text: two greedy files, then a sampled one."""
         model = LlamaForCausalLM.from_pretrained(self.work / "target", dtype=torch.float32)
         folder = self.work / "continuations"
         folder.mkdir(exist_ok=True)
-        for number in range(self.steps(24)):
+        for number in range(self.steps(40)):
             file = folder / f"{number:03}.pt"
             if file.exists():
                 continue
@@ -173,31 +177,59 @@ class DemoPair:
 
     def draft(self) -> None:
         """Train a draft as a plain language model."""
-        model = new_model(DRAFT, 2)
-        loss = next_token_loss(model, self.mixed(2, 6))
-        self._train("draft", model, loss, Schedule(self.steps(240)))
+        self._train(
+            "draft",
+            lambda: new_model(DRAFT, 2),
+            next_token_loss,
+            lambda: self.mixed(2, 6),
+            Schedule(self.steps(240)),
+        )
 
     def classic(self) -> None:
         """Train the draft on as it was."""
-        model = LlamaForCausalLM.from_pretrained(self.work / "draft", dtype=torch.float32)
-        loss = next_token_loss(model, self.mixed(1, 3))
-        self._train("classic", model, loss, Schedule(self.steps(1200), decay=0.5))
+        self._train(
+            "classic",
+            lambda: self._trained("draft"),
+            next_token_loss,
+            lambda: self.mixed(1, 3),
+            Schedule(self.steps(1200), decay=0.5),
+        )
 
     def parallel(self) -> None:
-        """Turn the classic draft into a parallel one."""
-        model = LlamaForCausalLM.from_pretrained(self.work / "classic", dtype=torch.float32)
-        model.config.pard_token = MASK
-        model.config.spd_type = "pard"
-        loss = mask_prediction_loss(model, self.mixed(1, 3), MaskPrediction())
-        self._train("parallel", model, loss, Schedule(self.steps(3000), decay=0.5))
+        """Turn the classic draft into a parallel one, in the end on the target's writing alone."""
+        self._train(
+            "parallel.begun",
+            lambda: self._trained("classic", pard_token=MASK, spd_type="pard"),
+            mask_prediction_loss,
+            lambda: self.mixed(1, 3),
+            Schedule(self.steps(3000), decay=0.5),
+        )
+        self._train(
+            "parallel",
+            lambda: self._trained("parallel.begun"),
+            mask_prediction_loss,
+            lambda: self.mixed(0, 4),
+            Schedule(self.steps(2400), decay=0.65),
+        )
+
+    def _trained(self, name: str, **config: Any) -> LlamaForCausalLM:
+        model = LlamaForCausalLM.from_pretrained(self.work / name, dtype=torch.float32)
+        model.config.update(config)
+        return model
 
     def _train(
-        self, name: str, model: LlamaForCausalLM, losses: StepLosses, schedule: Schedule
+        self,
+        name: str,
+        begin: Callable[[], LlamaForCausalLM],
+        loss: Callable[[LlamaForCausalLM, Batch], StepLosses],
+        batch: Callable[[], Batch],
+        schedule: Schedule,
     ) -> None:
         if (self.work / name).exists():
             return
+        model = begin()
         print(f"{name}: {sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters")
-        Trainer(model, schedule, self.work / f"{name}.pt").run(losses)
+        Trainer(model, schedule, self.work / f"{name}.pt").run(loss(model, batch()))
         partial = self.work / f"{name}.partial"
         make_tokenizer().save_pretrained(partial)
         model.half().save_pretrained(partial)  # type: ignore[no-untyped-call]

@@ -12,7 +12,14 @@ import torch
 from torch import Tensor
 
 from pard_rt.errors import InvalidArgumentError
-from pard_rt.training.records import Record, chat_ids, read_records, require_chat_template
+from pard_rt.training.records import (
+    Record,
+    chat_ids,
+    read_records,
+    require_chat_template,
+    require_unicode,
+    suiting_the_template,
+)
 
 
 @dataclass(frozen=True)
@@ -73,9 +80,11 @@ def read_documents(
 
 def _document(record: Record, tokenizer: Any) -> Document:
     if isinstance(record.content, str):
+        require_unicode(record.content, record.where)
         return _of_text(record.content, tokenizer)
     require_chat_template(tokenizer, record.where)
-    return _of_messages(record.content, tokenizer)
+    with suiting_the_template(record.where):
+        return _of_messages(record.content, tokenizer)
 
 
 def _of_text(text: str, tokenizer: Any) -> Document:

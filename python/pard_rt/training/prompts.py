@@ -6,9 +6,15 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from functools import partial
 from typing import Any
 
-from pard_rt.errors import InvalidArgumentError, first_line
+from pard_rt.errors import InvalidArgumentError
 from pard_rt.outputs import Output
-from pard_rt.training.records import Record, chat_ids, require_chat_template
+from pard_rt.training.records import (
+    Record,
+    chat_ids,
+    require_chat_template,
+    require_unicode,
+    suiting_the_template,
+)
 
 # Gives a prompt's token ids, takes what the target says behind it, and so on; returns the line.
 Dialogue = Generator[list[int], Output, dict[str, Any]]
@@ -102,7 +108,7 @@ class Prompter:
 
     def _beginnings(self, text: str, where: str) -> Iterator[str]:
         """Yield the beginning of every piece; a last piece too short for one is left out."""
-        _require_unicode(text, where)
+        require_unicode(text, where)
         encoded = self._tokenizer(
             text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
         )
@@ -116,15 +122,8 @@ class Prompter:
         """Meet what the template has against a conversation before the target is asked anything."""
         answer = {"role": "assistant", "content": "."}
         answered = [message for run in runs[:-1] for message in (*run, answer)]
-        try:
+        with suiting_the_template(where):
             chat_ids(self._tokenizer, answered + runs[-1], cue=True)
-        except Exception as error:  # templates raise what they like
-            raise InvalidArgumentError(
-                f"{where} does not suit the chat template",
-                "a conversation as the target knows them",
-                first_line(error),
-                "Mend the line.",
-            ) from error
 
 
 def _runs(messages: list[Any], where: str) -> list[list[dict[str, Any]]]:
@@ -137,7 +136,7 @@ def _runs(messages: list[Any], where: str) -> list[list[dict[str, Any]]]:
             if runs[-1]:
                 runs.append([])
         elif role in _ASKING and isinstance(content, str):
-            _require_unicode(content, where)
+            require_unicode(content, where)
             runs[-1].append(message)
         else:
             raise _unanswerable(where, str(message))
@@ -154,15 +153,6 @@ def _unanswerable(where: str, actual: str) -> InvalidArgumentError:
         actual[:80],
         "Mend the line, or leave it out: what a tool said answers what the target may not ask.",
     )
-
-
-def _require_unicode(text: str, where: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise InvalidArgumentError(
-            f"{where} holds what is no text", "Unicode", str(error), "Mend the line."
-        ) from error
 
 
 def _text_of(output: Output) -> str:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pard_rt.errors import InvalidArgumentError
+from pard_rt.errors import InvalidArgumentError, first_line
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,36 @@ def require_chat_template(tokenizer: Any, where: str) -> None:
             "none",
             'Use the tokenizer of the instruct model, or data of the form {"text": ".."}.',
         )
+
+
+def require_unicode(text: str, where: str) -> None:
+    """Refuse halves of surrogate pairs, which JSON can hold.
+
+    Raises
+    ------
+    InvalidArgumentError
+        The text holds one.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidArgumentError(
+            f"{where} holds what is no text", "Unicode", str(error), "Mend the line."
+        ) from error
+
+
+@contextmanager
+def suiting_the_template(where: str) -> Iterator[None]:
+    """Turn what a chat template has against a conversation into an InvalidArgumentError."""
+    try:
+        yield
+    except Exception as error:  # templates raise what they like
+        raise InvalidArgumentError(
+            f"{where} does not suit the chat template",
+            "a conversation as the model knows them",
+            first_line(error),
+            "Mend the line.",
+        ) from error
 
 
 def chat_ids(tokenizer: Any, messages: list[Any], *, cue: bool) -> list[int]:

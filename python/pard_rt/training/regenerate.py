@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pard_rt._core import SamplingParams
-from pard_rt.errors import InvalidArgumentError
+from pard_rt.errors import require_range
 from pard_rt.generator import Generator
 from pard_rt.hub import display_name, locate
 from pard_rt.loading import load_tokenizer
@@ -142,10 +142,7 @@ def regenerate(
         ("seed", seed, 0, 2**64 - 1),
         ("batch_size", batch_size, 1, 16),
     ):
-        if not low <= value <= high:
-            raise InvalidArgumentError(
-                f"{name} is out of range", f"{low}..{high}", str(value), "Choose one inside."
-            )
+        require_range(name, value, low, high)
     sampling: dict[str, Any] = {
         "temperature": temperature,
         "top_k": top_k,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pard_rt.errors import InvalidArgumentError, ModelError, RuntimeMissingError
+from pard_rt.errors import InvalidArgumentError, ModelError, RuntimeMissingError, require_range
 from pard_rt.loading import LoadedModel, load
 from pard_rt.opening import open_model
 from pard_rt.training.acceptance import Acceptance, MeasuredAcceptance, hold_out
@@ -149,13 +150,18 @@ def train(
     if dtype is None:
         narrow = torch.device(device).type == "cuda" and torch.cuda.is_bf16_supported()
         dtype = torch.bfloat16 if narrow else torch.float32
-    _require_ranges(
-        loaded.facts.max_length,
-        max_length=(max_length, 2, loaded.facts.max_length),
-        tokens_per_step=(tokens_per_step, max_length, 1 << 24),
-        tokens_per_forward=(tokens_per_forward, 1, 1 << 24),
-        measure_every=(measure_every, 1, 1 << 24),
-    )
+    positions = loaded.facts.max_length
+    fits = f"The model has {positions} positions; a step holds at least one whole document."
+    require_range("max_length", max_length, 2, positions, fits)
+    require_range("tokens_per_step", tokens_per_step, max_length, 1 << 24, fits)
+    require_range("tokens_per_forward", tokens_per_forward, 1, 1 << 24)
+    require_range("measure_every", measure_every, 1, 1 << 24)
+    require_range("seed", seed, 0, 2**31 - 1)
+    for name, value in (("epochs", epochs), ("learning_rate", learning_rate)):
+        if not 0 < value < math.inf:
+            raise InvalidArgumentError(
+                f"{name} is out of range", "a number above 0", str(value), "Choose one."
+            )
     documents = read_documents(
         [Path(path) for path in data], loaded.tokenizer, max_length=max_length
     )
@@ -226,6 +232,7 @@ def train(
         return loss(pack(step), torch.Generator().manual_seed((seed << 32) + step))
 
     trainer.run(losses, save_every=save_every, log_every=LOG_EVERY)
+    steps = trainer.step  # a training that had come further is not taken back
     if acceptance is not None and worth is None:  # all steps had been taken before
         worth = acceptance()
     seen = sum(len(pack(step).tokens) for step in range(steps))
@@ -250,17 +257,6 @@ def train(
             save_checkpoint(loaded, stored, mask, card, output)
     workers.wait()
     return Trained(output, mask, reason, steps, seen, trainer.last_loss, worth)
-
-
-def _require_ranges(positions: int, **ranges: tuple[int, int, int]) -> None:
-    for name, (value, low, high) in ranges.items():
-        if not low <= value <= high:
-            raise InvalidArgumentError(
-                f"{name} is out of range",
-                f"{low}..{high}",
-                str(value),
-                f"The model has {positions} positions; a step holds at least one whole document.",
-            )
 
 
 def _prepare(module: Any, checkpoint_layers: bool) -> Any:
