@@ -3,6 +3,7 @@
 #include <fstream>
 #include <iterator>
 #include <limits>
+#include <span>
 #include <system_error>
 #include <utility>
 
