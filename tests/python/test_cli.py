@@ -340,7 +340,7 @@ def test_folders_that_are_none(
     command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fails(capsys, [command, tmp_path / "nothing"], "nothing there", "Check the path")
-    fails(capsys, [command, "x" * 300], "Check the path")
+    fails(capsys, [command, "x" * 300], "no such directory", "Check the name")
     fails(capsys, [command, "~nobody-of-that-name/model"], "Check the path")
     (tmp_path / "file").touch()
     fails(capsys, [command, tmp_path / "file"], "got:      a file")
@@ -362,8 +362,9 @@ def test_providers_and_numbers_out_of_range(pair: Pair, capsys: pytest.CaptureFi
     fails(capsys, [*command, "--max-new-tokens", "0"], "1..2147483647")
     wide = "99999999999999999999"
     fails(capsys, [*command, "--max-new-tokens", wide], wide)
+    models = ["--target", pair.target, "--draft", pair.draft]
     for option in ("--threads", "--mask-token-id", "--max-length", "--seed"):
-        fails(capsys, ["generate", "x", "--target", pair.target, option, wide], wide)
+        fails(capsys, ["generate", "x", *models, option, wide], wide)
 
 
 GENERATE = [sys.executable, "-m", "pard_rt", "generate", "--max-new-tokens", "8", "--threads", "1"]
