@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from collections.abc import Sequence as ListLike
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from pard_rt.models.captured_executor import CapturedExecutor
+    from pard_rt.text import TokenText
 
 __all__ = [
     "Backend",
@@ -61,6 +62,7 @@ class Options(TypedDict, total=False):
     top_p: float
     min_p: float
     seed: int | None
+    stop: str | ListLike[str]
     stop_token_ids: ListLike[int]
     eos_token_ids: ListLike[int] | None
 
@@ -234,7 +236,7 @@ class Generator:
                 max_batch_size=executor.max_batch_size,
             )
         )
-        self._rounds = Rounds(self.decoder, self._lock)
+        self._rounds = Rounds(self.decoder, self._lock, self._text)
 
     def _captured(self, draft: OpenedModel | None) -> CapturedExecutor | None:
         """Return what captures rounds; None, and a warning, without kernels for the card."""
@@ -288,6 +290,9 @@ class Generator:
         seed : int, optional
             Of the noise of sampling, for every prompt the same: one seed gives a prompt one text,
             whatever the draft, K and its company. By default a fresh one for every prompt.
+        stop : str, or list of str
+            Strings that end a text as soon as they stand in it; it ends before them, its tokens
+            with the one that completed them. The prompt is not looked at.
         stop_token_ids : list of int
             Tokens that end a text besides the model's own.
         eos_token_ids : list of int, optional
@@ -303,7 +308,7 @@ class Generator:
         InvalidArgumentError
             A prompt or a parameter cannot be decoded; nothing has been.
         FolderError
-            A prompt is a text, and the target's folder has no tokenizer.
+            A prompt is a text or a stop string is given, and the target's folder has no tokenizer.
         ModelError
             A model failed, or a row allowed no choice.
         """
@@ -320,7 +325,7 @@ class Generator:
         finally:
             for request in requests:
                 self._rounds.end(request)
-        outputs = [self._rounds.output_of(request, self._text) for request in requests]
+        outputs = [self._rounds.output_of(request) for request in requests]
         return outputs[0] if alone else outputs
 
     def stream(self, prompt: Prompt, **options: Unpack[Options]) -> Stream:
@@ -338,7 +343,7 @@ class Generator:
         """
         if not _is_one(prompt):
             raise _bad_prompt(prompt)
-        return Stream(self._rounds, self._encode(prompt), self._params(**options), self._text)
+        return Stream(self._rounds, self._encode(prompt), self._params(**options))
 
     def _params(
         self,
@@ -349,6 +354,7 @@ class Generator:
         top_p: float = 1.0,
         min_p: float = 0.0,
         seed: int | None = None,
+        stop: str | ListLike[str] = (),
         stop_token_ids: ListLike[int] = (),
         eos_token_ids: ListLike[int] | None = None,
     ) -> Params:
@@ -364,14 +370,24 @@ class Generator:
             "top_p": top_p,
             "min_p": min_p,
         }
+        strings = (
+            tuple(stop) if isinstance(stop, Iterable) and not isinstance(stop, str) else (stop,)
+        )
+        if not all(isinstance(each, str) and each for each in strings):
+            raise InvalidArgumentError(
+                "stop is no text", "strings, none of them empty", repr(stop), "Leave others out."
+            )
+        if strings:
+            self._spelling()
         ends = self._target.eos_token_ids if eos_token_ids is None else eos_token_ids
         SamplingParams(**filters)  # refuses what it cannot use, before anything is queued
-        return Params(filters, seed, max_new_tokens, stop_token_ids, ends)
+        return Params(filters, seed, max_new_tokens, strings, stop_token_ids, ends)
 
     def _encode(self, prompt: Any) -> Any:
-        if not isinstance(prompt, str):
-            return prompt
-        return (self._text or self._target.text()).encode(prompt)  # the latter says what is missing
+        return self._spelling().encode(prompt) if isinstance(prompt, str) else prompt
+
+    def _spelling(self) -> TokenText:
+        return self._text or self._target.text()  # the latter says what is missing
 
 
 def _drafter_of(draft: OpenedModel, method: Method) -> Drafter:

@@ -43,9 +43,10 @@ class Output:
     ----------
     text
         What the tokens spell, special ones left out and what is no UTF-8 as U+FFFD (a tokenizer's
-        own `decode` may drop a space at the beginning); None where the target has no tokenizer.
+        own `decode` may drop a space at the beginning), up to a stop string; None where the target
+        has no tokenizer.
     token_ids
-        The token that ended it is among them.
+        The token that ended it is among them, and those that spell a stop string.
     finish_reason
         'eos', 'stop', 'length' or 'cancelled'; None while a stream goes on.
     seed
@@ -68,7 +69,8 @@ class Piece:
     Attributes
     ----------
     text
-        The characters it completes: for most tokens one or more, for some none yet.
+        The characters it completes: for most tokens one or more, for some none yet. What may be the
+        beginning of a stop string waits for the next.
     token_id
         The token.
     from_draft

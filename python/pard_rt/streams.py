@@ -15,7 +15,7 @@ from weakref import WeakSet
 
 from pard_rt._core import Decoder, SamplingParams, Sequence, TokenEvent
 from pard_rt.outputs import Output, Piece, Stats
-from pard_rt.text import TextStream, TokenText
+from pard_rt.text import TextStream, TokenText, before_stop
 
 __all__ = ["Params", "Request", "Rounds", "Stream"]
 
@@ -27,6 +27,7 @@ class Params:
     filters: dict[str, Any]
     seed: int | None
     max_new_tokens: int
+    stop: tuple[str, ...]
     stop_token_ids: ListLike[int]
     eos_token_ids: ListLike[int]
 
@@ -36,6 +37,7 @@ class Request:
     """A sequence, how long it has taken, and the error that ended it."""
 
     sequence: Sequence
+    stop: tuple[str, ...]
     seed: int
     began: float
     seconds: float | None = None  # once it has ended
@@ -65,21 +67,33 @@ def _end_rounds() -> None:
 
 
 class Rounds:
-    """A decoder and its requests, whose rounds any thread may run, one at a time."""
+    """A decoder and its requests, whose rounds any thread may run, one at a time.
 
-    def __init__(self, decoder: Decoder, lock: threading.RLock) -> None:
+    `text` spells what they give; None: the target has no tokenizer.
+    """
+
+    def __init__(self, decoder: Decoder, lock: threading.RLock, text: TokenText | None) -> None:
         _locks.add(lock)
         self._decoder = decoder
         self._lock = lock
+        self._text = text
         self._live: list[Request] = []
 
     def add(
         self,
         prompt: Any,
         params: Params,
-        observer: Callable[[TokenEvent], None] | None = None,
+        on_piece: Callable[[Piece], object] | None = None,
     ) -> Request:
         """Take a prompt up, to be decoded from the next round on."""
+        characters = None if self._text is None else TextStream(self._text, params.stop)
+
+        def observe(event: TokenEvent) -> bool:
+            spelled = "" if characters is None else characters.feed(event.token, event.is_last)
+            if on_piece is not None:
+                on_piece(Piece(spelled, event.token, event.from_draft))
+            return characters is None or not characters.stopped
+
         seed = secrets.randbits(63) if params.seed is None else params.seed
         with self._lock:
             sequence = self._decoder.add(
@@ -88,9 +102,9 @@ class Rounds:
                 sampling=SamplingParams(**params.filters, seed=seed),
                 eos_token_ids=params.eos_token_ids,
                 stop_token_ids=params.stop_token_ids,
-                observer=observer,
+                observer=observe if params.stop or on_piece is not None else None,
             )
-            request = Request(sequence, seed, time.perf_counter())
+            request = Request(sequence, params.stop, seed, time.perf_counter())
             self._live.append(request)
             return request
 
@@ -120,20 +134,20 @@ class Rounds:
             if not self._live:
                 self._decoder.step()  # runs no model: it only lets cancelled sequences go
 
-    def output_of(self, request: Request, text: TokenText | None) -> Output:
+    def output_of(self, request: Request) -> Output:
         """Return what has come of a request."""
         with self._lock:
             tokens = [int(token) for token in request.sequence.generated]
             ended = request.seconds is not None
-            seconds = request.seconds or time.perf_counter() - request.began
             reason = request.sequence.finish_reason
-            return Output(
-                text=None if text is None else text.decode(tokens, is_all=ended),
-                token_ids=tokens,
-                finish_reason="cancelled" if ended and reason is None else reason,
-                seed=request.seed,
-                stats=Stats(request.sequence.counts, seconds),
-            )
+            if ended and reason is None:
+                reason = "cancelled"
+            text = None if self._text is None else self._text.decode(tokens, is_all=ended)
+            if text is not None and (before := before_stop(text, request.stop)) != text:
+                text, reason = before, "stop"
+            seconds = request.seconds or time.perf_counter() - request.began
+            stats = Stats(request.sequence.counts, seconds)
+            return Output(text, tokens, reason, request.seed, stats)
 
 
 class Stream:
@@ -142,17 +156,11 @@ class Stream:
     A stream that is closed, or that nobody holds any more, ends its request.
     """
 
-    def __init__(self, rounds: Rounds, prompt: Any, params: Params, text: TokenText | None) -> None:
+    def __init__(self, rounds: Rounds, prompt: Any, params: Params) -> None:
         self._rounds = rounds
-        self._text = text
-        pieces = self._pieces = deque[Piece]()
-        characters = None if text is None else TextStream(text)
-
-        def observe(event: TokenEvent) -> None:  # knows nothing of the stream, which may be dropped
-            spelled = "" if characters is None else characters.feed(event.token, event.is_last)
-            pieces.append(Piece(spelled, event.token, event.from_draft))
-
-        self._request = rounds.add(prompt, params, observe)
+        self._pieces = deque[Piece]()
+        # Not a method of this object: the request may outlive whoever holds the stream.
+        self._request = rounds.add(prompt, params, self._pieces.append)
 
     def __iter__(self) -> Stream:
         return self
@@ -180,4 +188,4 @@ class Stream:
     @property
     def output(self) -> Output:
         """What has come so far: all of it, once the stream has ended."""
-        return self._rounds.output_of(self._request, self._text)
+        return self._rounds.output_of(self._request)

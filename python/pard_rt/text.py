@@ -106,12 +106,48 @@ class TokenText:
 
 
 class TextStream:
-    """Whole characters from tokens that come one by one and may hold parts of them."""
+    """Whole characters from tokens that come one by one and may hold parts of them.
 
-    def __init__(self, text: TokenText) -> None:
+    Parameters
+    ----------
+    text
+        What spells the tokens.
+    stop
+        Strings that end the text, none of them empty.
+
+    Attributes
+    ----------
+    stopped
+        Whether one of them has come.
+    """
+
+    def __init__(self, text: TokenText, stop: tuple[str, ...] = ()) -> None:
         self._text = text
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._stop = stop
+        self._waiting = ""  # what may turn out to be the beginning of a stop string
+        self.stopped = False
 
     def feed(self, token: int, is_last: bool) -> str:
-        """Return the characters that `token` completes; at the last one, all that is left."""
-        return self._decoder.decode(self._text.spell(token), final=is_last)
+        """Return the characters that `token` completes; at the last one, all that is left.
+
+        A stop string is left out, and what may be the beginning of one waits.
+        """
+        come = self._waiting + self._decoder.decode(self._text.spell(token), final=is_last)
+        before = before_stop(come, self._stop)
+        self.stopped = before != come
+        sure = len(before)
+        if not (self.stopped or is_last):
+            sure -= max((_overlap(come, stop) for stop in self._stop), default=0)
+        self._waiting = before[sure:]
+        return before[:sure]
+
+
+def before_stop(text: str, stop: tuple[str, ...]) -> str:
+    """Return what stands before the first of the stop strings; all of it, if there is none."""
+    return text[: min((at for each in stop if (at := text.find(each)) >= 0), default=len(text))]
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Return how many characters at the end of `text` begin `stop`."""
+    return next(n for n in range(len(stop) - 1, -1, -1) if text.endswith(stop[:n]))

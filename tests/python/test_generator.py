@@ -112,6 +112,31 @@ def test_stop_tokens_and_ends(generator: Generator) -> None:
     assert (ended.token_ids, ended.finish_reason) == (stopped.token_ids, "eos")
 
 
+@pytest.mark.parametrize("k", [0, 1, 8])
+def test_a_text_ends_before_a_stop_string(target: Path, draft: Path, k: int) -> None:
+    generator = Generator(target, draft, num_speculative_tokens=k, threads=1)
+    whole = generator.generate(PROMPTS, **SAMPLED)
+    for prompt, full in zip(PROMPTS, whole, strict=True):
+        assert full.text is not None
+        stop = full.text[7:10]
+        output = generator.generate(prompt, **SAMPLED, stop=["never, ever", stop])
+        assert output.text == full.text[: full.text.index(stop)]
+        assert output.finish_reason == "stop"
+        n = len(output.token_ids)
+        assert output.token_ids == full.token_ids[:n]
+        text = generator._spelling()
+        ended = [stop in text.decode(full.token_ids[:m], is_all=False) for m in (n - 1, n)]
+        assert ended == [False, True]
+        stream = generator.stream(prompt, **SAMPLED, stop=stop)
+        pieces = list(stream)
+        assert [piece.token_id for piece in pieces] == output.token_ids
+        assert "".join(map(str, pieces)) == stream.output.text == output.text
+        assert stream.output.finish_reason == "stop"
+    texts = generator.generate(PROMPTS, **SAMPLED, stop=whole[0].text)
+    assert (texts[0].text, texts[0].finish_reason) == ("", "stop")  # at the last token of all
+    assert [text.text for text in texts[1:]] == [text.text for text in whole[1:]]
+
+
 def test_stats(generator: Generator) -> None:
     output = generator.generate("the", max_new_tokens=20)
     counts = output.stats.counts
@@ -200,6 +225,26 @@ def test_characters_are_never_cut() -> None:
     pieces = [stream.feed(byte, i + 1 == len(data)) for i, byte in enumerate(data)]
     assert "".join(pieces) == text.decode(data) == data.decode(errors="replace")
     assert "🙂" in pieces
+
+
+def test_what_may_begin_a_stop_string_waits() -> None:
+    text = TokenText(Tokenizer(models.BPE()), [bytes([byte]) for byte in range(256)])
+
+    def pieces(data: str, *stop: str) -> list[str]:
+        stream = TextStream(text, stop)
+        come = []
+        for i, byte in enumerate(data.encode()):
+            come.append(stream.feed(byte, i + 1 == len(data.encode())))
+            if stream.stopped:
+                return [*come, "STOP"]
+        return come
+
+    assert pieces("abcd", "cd") == ["a", "b", "", "", "STOP"]
+    assert pieces("aab", "ab") == ["", "a", "", "STOP"]  # the second a may begin it as well
+    assert pieces("ababac", "abac") == ["", "", "", "ab", "", "", "STOP"]
+    assert pieces("abx", "abc", "bx") == ["", "", "a", "STOP"]
+    assert pieces("ab", "abc") == ["", "ab"]  # it never came
+    assert pieces("é→", "→") == ["", "é", "", "", "", "STOP"]
 
 
 def test_pytorch_gives_the_same_text(tiny_models: TinyModels, generator: Generator) -> None:
@@ -312,6 +357,9 @@ def test_bad_requests_leave_nothing_behind(generator: Generator) -> None:
         ("the", {"seed": 2**64}, "seed"),
         ("the", {"top_k": 2**40}, "top_k"),
         ("the", {"max_new_tokens": 2**64}, "max_new_tokens"),
+        ("the", {"stop": ""}, "stop is no text"),
+        ("the", {"stop": [b"x"]}, "stop is no text"),
+        ("the", {"stop": 7}, "stop is no text"),
     ):
         with pytest.raises(InvalidArgumentError, match=match):
             generator.generate(prompt, **options)  # type: ignore[call-overload]
@@ -333,6 +381,8 @@ def test_a_folder_without_tokenizer_takes_token_ids(target: Path, tmp_path: Path
     assert [piece.text for piece in bare.stream([1, 2, 3], max_new_tokens=4)] == [""] * 4
     with pytest.raises(FolderError, match=r"no tokenizer.*expected a tokenizer.json, got none"):
         bare.generate("the")
+    with pytest.raises(FolderError, match="no tokenizer"):
+        bare.generate([1, 2, 3], stop="the")
     (folder / "tokenizer.json").write_text("{}")
     with pytest.raises(FolderError, match="a damaged one"):
         Generator(folder)

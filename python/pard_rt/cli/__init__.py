@@ -172,6 +172,13 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     _add_decoding(parser, max_new_tokens=128)
     _add_generating(parser)
     parser.add_argument("--seed", type=int, metavar="N", help="of sampling (default: a fresh one)")
+    parser.add_argument(
+        "--stop",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="end a text before this string; may be given several times",
+    )
 
 
 def _add_decoding(parser: argparse.ArgumentParser, *, max_new_tokens: int) -> None:

@@ -64,7 +64,7 @@ def _read(prompt: str) -> str:
 
 
 def _options(arguments: argparse.Namespace) -> Options:
-    names = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "seed")
+    names = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "stop")
     return cast(Options, {name: getattr(arguments, name) for name in names})
 
 
