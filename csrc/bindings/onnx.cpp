@@ -30,13 +30,14 @@ OrtSearch search_in(const std::string& onnxruntime) {
 std::shared_ptr<OnnxModel> open(const std::filesystem::path& folder, const std::string& provider,
                                 std::map<std::string, std::string> provider_options, int threads,
                                 bool spinning, std::optional<std::int64_t> max_length, bool exact,
-                                std::optional<bool> static_shapes,
+                                bool own_attention, std::optional<bool> static_shapes,
                                 std::optional<bool> device_memory, bool is_target, bool probe,
                                 const std::string& onnxruntime) {
   const OrtSearch search = search_in(onnxruntime);
   const OnnxModelOptions options{{provider, std::move(provider_options), threads, spinning},
                                  max_length,
                                  exact,
+                                 own_attention,
                                  static_shapes,
                                  device_memory,
                                  is_target,
@@ -83,10 +84,11 @@ void register_onnx(py::module_& module) {
       .def(py::init(&open), py::arg("folder"), py::kw_only(), py::arg("provider") = "cpu",
            py::arg("provider_options") = std::map<std::string, std::string>{},
            py::arg("threads") = 0, py::arg("spinning") = false, py::arg("max_length") = py::none(),
-           py::arg("exact") = true, py::arg("static_shapes") = py::none(),
-           py::arg("device_memory") = py::none(), py::arg("is_target") = true,
-           py::arg("probe") = true, py::arg("onnxruntime") = "")
+           py::arg("exact") = true, py::arg("own_attention") = true,
+           py::arg("static_shapes") = py::none(), py::arg("device_memory") = py::none(),
+           py::arg("is_target") = true, py::arg("probe") = true, py::arg("onnxruntime") = "")
       .def_property_readonly("contract", &OnnxModel::contract)
+      .def_property_readonly("own_attention", &OnnxModel::own_attention)
       .def_property_readonly("pads_single_rows", &OnnxModel::pads_single_rows)
       .def_property_readonly("num_shapes", &OnnxModel::num_shapes)
       .def_property_readonly("onnxruntime_path",

@@ -672,6 +672,10 @@ class OnnxModel(Model):
         Keep a row's logits from depending on its company: where a quantized graph has another
         kernel for single rows, those run as two; a target of the portable form runs on the CPU with
         its weights as floats, at their cost.
+    own_attention : bool
+        Compute GroupQueryAttention on the CPU by this library's kernel, several times faster for
+        the rows of a verification, as far as it has what the graph asks for; otherwise ONNX
+        Runtime's does.
     static_shapes : bool, optional
         Rows and pasts of few sizes only (portable form); by default where the provider compiles a
         graph for every shape.
@@ -706,6 +710,7 @@ class OnnxModel(Model):
         spinning: bool = False,
         max_length: int | None = None,
         exact: bool = True,
+        own_attention: bool = True,
         static_shapes: bool | None = None,
         device_memory: bool | None = None,
         is_target: bool = True,
@@ -714,6 +719,10 @@ class OnnxModel(Model):
     ) -> None: ...
     @property
     def contract(self) -> FolderContract: ...
+    @property
+    def own_attention(self) -> bool:
+        """Whether this library's kernel computes attention."""
+
     @property
     def pads_single_rows(self) -> bool:
         """Whether single rows run as two; it costs the last position of ``max_length``."""

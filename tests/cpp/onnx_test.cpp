@@ -264,6 +264,7 @@ struct Variant {
   double tolerance;
   bool static_shapes = false;
   bool device_memory = false;
+  bool own_attention = true;
 };
 
 constexpr Variant variants[] = {{"portable", 2e-5},
@@ -278,6 +279,8 @@ constexpr Variant variants[] = {{"portable", 2e-5},
                                 {"portable", 2e-5, false, true},
                                 {"portable", 2e-5, true, true},
                                 {"gqa", 2e-5, false, true},
+                                {"gqa", 2e-5, false, false, false},
+                                {"builder", 2e-5, false, false, false},
                                 {"portable_f16", 5e-2, true, true}};
 
 // In the place of one that the host cannot read.
@@ -300,6 +303,7 @@ std::unique_ptr<OnnxModel> open_variant(const char* graphs, const Variant& varia
   OnnxModelOptions options;
   options.static_shapes = variant.static_shapes;
   options.device_memory = variant.device_memory;
+  options.own_attention = variant.own_attention;
   options.session.intra_op_threads = 1;
   return std::make_unique<OnnxModel>(fs::path(graphs) / variant.folder, options);
 }
@@ -409,6 +413,26 @@ TEST_CASE("onnx model: all forms of one decoder agree") {
       check_close(recompute(*model, tokens, 0, 50), expected, std::max(1e-4, variant.tolerance));
     }
   }
+}
+
+TEST_CASE("onnx model: attention is our own where it can be, on several threads as on one") {
+  const char* graphs = graphs_or_skip();
+  if (graphs == nullptr) {
+    return;
+  }
+  for (const char* folder : {"gqa", "builder", "int4"}) {
+    CHECK(open_variant(graphs, {folder, 0})->own_attention());
+    CHECK_FALSE(open_variant(graphs, {folder, 0, false, false, false})->own_attention());
+  }
+  for (const char* folder : {"gqa_f16", "portable"}) {
+    CHECK_FALSE(open_variant(graphs, {folder, 0})->own_attention());
+  }
+  OnnxModelOptions options;
+  options.session.intra_op_threads = 3;
+  OnnxModel parallel(fs::path(graphs) / "gqa", options);
+  const auto one = open_variant(graphs, {"gqa", 0});
+  const auto tokens = some_tokens(300);
+  CHECK(recompute(parallel, tokens, 0, 300) == recompute(*one, tokens, 0, 300));
 }
 
 TEST_CASE("onnx model: speculative decoding emits what plain decoding emits") {

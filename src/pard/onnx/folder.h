@@ -57,6 +57,8 @@ struct FolderContract {
   std::vector<Token> eos_token_ids;
   std::optional<Token> mask_token_id;
   std::string weights;  // fp32, fp16, int8, int4; empty: unknown
+
+  bool attention_is_plain = false;  // OnnxFileSummary's; no folder says it
 };
 
 // The contents of a folder's file. Throws FolderError where it is missing or larger.

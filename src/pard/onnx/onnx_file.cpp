@@ -10,6 +10,7 @@
 #include <optional>
 #include <system_error>
 
+#include "attention_op.h"
 #include "pard/error.h"
 
 namespace pard {
@@ -21,7 +22,8 @@ class Message {
  public:
   struct Field {
     std::uint64_t number = 0;
-    std::optional<std::string_view> bytes;  // of a length-delimited field
+    std::optional<std::string_view> bytes{};  // of a length-delimited field
+    std::uint64_t value = 0;                  // of an integer, or the bits of a float
   };
 
   Message(std::string_view bytes, const std::string& file) : rest_(bytes), file_(file) {}
@@ -31,10 +33,10 @@ class Message {
       return std::nullopt;
     }
     const std::uint64_t key = varint();
-    Field field{.number = key >> 3, .bytes = std::nullopt};
+    Field field{.number = key >> 3};
     switch (key & 7) {
       case 0:
-        varint();
+        field.value = varint();
         break;
       case 1:
         take(8);
@@ -43,7 +45,9 @@ class Message {
         field.bytes = take(varint());
         break;
       case 5:
-        take(4);
+        for (const char byte : take(4)) {  // the last one is the highest
+          field.value = field.value >> 8 | std::uint64_t{static_cast<unsigned char>(byte)} << 24;
+        }
         break;
       default:
         fail();
@@ -149,21 +153,81 @@ void summarize_tensor(Message tensor, OnnxFileSummary& summary) {
   }
 }
 
-// GraphProto: node = 1 (NodeProto: op_type = 4), initializer = 5.
+// AttributeProto: name = 1, f = 2, i = 3. Whether it leaves out what attention_op.h does not have.
+bool is_plain(Message attribute) {
+  constexpr std::array known = {"num_heads", "kv_num_heads", "scale",
+                                "softcap",   "do_rotary",    "rotary_interleaved"};
+  bool is_known = false;
+  bool is_off = true;
+  while (const auto field = attribute.next()) {
+    if (field->number == 1 && field->bytes) {
+      is_known = std::find(known.begin(), known.end(), *field->bytes) != known.end();
+    } else if (field->number == 2) {
+      is_off = is_off && field->value == 0;
+    } else if (field->number == 3) {
+      is_off = is_off && (field->value == 0 || ~field->value == 0);  // 0 or -1
+    } else if (field->bytes) {
+      is_off = is_off && (field->bytes->empty() || *field->bytes == "NONE");
+    }
+  }
+  return is_known || is_off;
+}
+
+// NodeProto: input = 1, output = 2, op_type = 4, attribute = 5.
+void summarize_node(Message node, OnnxFileSummary& summary) {
+  std::string_view op_type;
+  std::size_t inputs = 0;  // up to the last that is given
+  std::size_t outputs = 0;
+  std::array<std::size_t, 2> given{};
+  bool plain = true;
+  while (const auto part = node.next()) {
+    if (!part->bytes) continue;
+    if (part->number == 1 || part->number == 2) {
+      std::size_t& count = part->number == 1 ? inputs : outputs;
+      ++count;
+      if (!part->bytes->empty()) given[part->number - 1] = count;
+    } else if (part->number == 4) {
+      op_type = *part->bytes;
+    } else if (part->number == 5) {
+      plain = is_plain(node.inside(*part)) && plain;
+    }
+  }
+  summary.op_types.emplace(op_type);
+  if (op_type == "GroupQueryAttention" &&
+      !(plain && given[0] <= attention_op_inputs && given[1] <= attention_op_outputs)) {
+    summary.attention_is_plain = false;
+  }
+}
+
+// ValueInfoProto: type = 2; TypeProto: tensor_type = 1; its elem_type = 1. A graph's keys and
+// values are among its inputs: where one is of another floating-point type, they are.
+void summarize_input(Message input, OnnxFileSummary& summary) {
+  while (const auto type = input.next()) {
+    if (type->number != 2 || !type->bytes) continue;
+    Message inside = input.inside(*type);
+    while (const auto tensor = inside.next()) {
+      if (tensor->number != 1 || !tensor->bytes) continue;
+      Message fields = inside.inside(*tensor);
+      while (const auto field = fields.next()) {
+        if (field->number != 1 || field->bytes) continue;
+        const auto element = static_cast<ort::ElementType>(field->value);
+        using enum ort::ElementType;
+        if (element != f32 && element != i32 && element != i64) summary.attention_is_plain = false;
+      }
+    }
+  }
+}
+
+// GraphProto: node = 1, initializer = 5, input = 11.
 void summarize_graph(Message graph, OnnxFileSummary& summary) {
   while (const auto field = graph.next()) {
-    if (!field->bytes) {
-      continue;
-    }
+    if (!field->bytes) continue;
     if (field->number == 5) {
       summarize_tensor(graph.inside(*field), summary);
     } else if (field->number == 1) {
-      Message node = graph.inside(*field);
-      while (const auto part = node.next()) {
-        if (part->number == 4 && part->bytes) {
-          summary.op_types.emplace(*part->bytes);
-        }
-      }
+      summarize_node(graph.inside(*field), summary);
+    } else if (field->number == 11) {
+      summarize_input(graph.inside(*field), summary);
     }
   }
 }

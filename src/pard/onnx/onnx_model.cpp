@@ -6,6 +6,7 @@
 #include <string_view>
 #include <utility>
 
+#include "attention_kernel.h"
 #include "device_memory.h"
 #include "onnx_file.h"
 #include "pard/choose.h"
@@ -50,6 +51,7 @@ FolderContract open_contract(const std::filesystem::path& folder, const OnnxMode
       contains_any(summary.op_types, {"MatMulNBits", "MatMulInteger", "QMoE"})) {
     contract.weights = "int4";
   }
+  contract.attention_is_plain = summary.attention_is_plain;
   if (options.max_length) {
     if (*options.max_length < 2 || *options.max_length > contract.max_length) {
       throw InvalidArgument(
@@ -73,6 +75,9 @@ SessionOptions session_options(const FolderContract& contract, const OnnxModelOp
   session.dequantize_weights |= options.exact && options.is_target && session.provider == "cpu" &&
                                 contract.form == GraphForm::portable &&
                                 has_integer_weights(contract);
+  session.own_attention = options.own_attention && session.provider == "cpu" &&
+                          contract.form == GraphForm::gqa && contract.attention_is_plain &&
+                          contract.head_dim <= AttentionRows::max_head_dim;
   return session;
 }
 
@@ -95,6 +100,7 @@ OnnxModel::OnnxModel(const std::filesystem::path& folder, const OnnxModelOptions
     : library_(std::move(library)),
       contract_(open_contract(folder, options)),
       provider_(options.session.provider),
+      own_attention_(session_options(contract_, options).own_attention),
       session_(library_, folder / contract_.graph, session_options(contract_, options)),
       types_(check_graph(contract_, session_)),
       static_shapes_(options.static_shapes.value_or(options.session.provider == "migraphx")),

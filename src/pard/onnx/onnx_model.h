@@ -32,6 +32,10 @@ struct OnnxModelOptions {
   // with its weights as floats, at their cost.
   bool exact = true;
 
+  // GroupQueryAttention on the CPU by this library's kernel (attention_op.h), as far as it computes
+  // what the graph asks for; false: by ONNX Runtime's.
+  bool own_attention = true;
+
   // Rows and pasts of few sizes, the rest padded or masked, for providers that compile a graph for
   // every shape; portable form only. Absent: for migraphx.
   std::optional<bool> static_shapes;
@@ -70,6 +74,9 @@ class OnnxModel final : public Model {
   // What the folder says: mask token, end-of-sequence ids, ...
   const FolderContract& contract() const { return contract_; }
   const OrtLibrary& library() const { return *library_; }
+
+  // True where attention is computed by this library's kernel.
+  bool own_attention() const { return own_attention_; }
 
   // True where single rows run as two; it costs the last position of max_length.
   bool pads_single_rows() const { return pads_single_rows_; }
@@ -115,6 +122,7 @@ class OnnxModel final : public Model {
   std::shared_ptr<const OrtLibrary> library_;
   FolderContract contract_;
   std::string provider_;
+  bool own_attention_ = false;
   Session session_;
   GraphTypes types_;
   ModelInfo info_;

@@ -25,6 +25,7 @@ Api load_api(const void* const* table) {
   const auto slot = [&]<class F>(F*& function, std::size_t index) {
     function = reinterpret_cast<F*>(const_cast<void*>(table[index]));
   };
+  slot(api.create_status, 0);
   slot(api.get_error_message, 2);
   slot(api.create_env, 3);
   slot(api.create_session, 7);
@@ -33,6 +34,9 @@ Api load_api(const void* const* table) {
   slot(api.create_session_options, 10);
   slot(api.set_graph_optimization_level, 23);
   slot(api.set_intra_op_num_threads, 24);
+  slot(api.create_custom_op_domain, 26);
+  slot(api.add_to_custom_op_domain, 27);
+  slot(api.add_custom_op_domain, 28);
   slot(api.get_input_count, 30);
   slot(api.get_output_count, 31);
   slot(api.get_input_type_info, 33);
@@ -40,21 +44,29 @@ Api load_api(const void* const* table) {
   slot(api.get_input_name, 36);
   slot(api.get_output_name, 37);
   slot(api.create_tensor_with_data, 49);
+  slot(api.get_tensor_data, 51);
   slot(api.cast_type_info_to_tensor_info, 55);
   slot(api.get_element_type, 60);
   slot(api.get_dimensions_count, 61);
   slot(api.get_dimensions, 62);
+  slot(api.get_tensor_info, 65);
   slot(api.create_memory_info, 68);
   slot(api.allocator_alloc, 75);
   slot(api.allocator_free, 76);
   slot(api.get_default_allocator, 78);
+  slot(api.get_float_attribute, 85);
+  slot(api.get_int_attribute, 86);
+  slot(api.get_kernel_input, 90);
+  slot(api.get_kernel_output, 91);
   slot(api.release_env, 92);
   slot(api.release_status, 93);
   slot(api.release_memory_info, 94);
   slot(api.release_session, 95);
   slot(api.release_value, 96);
   slot(api.release_type_info, 98);
+  slot(api.release_tensor_info, 99);
   slot(api.release_session_options, 100);
+  slot(api.release_custom_op_domain, 101);
   slot(api.get_available_providers, 125);
   slot(api.release_available_providers, 126);
   slot(api.add_session_config_entry, 130);
@@ -65,6 +77,7 @@ Api load_api(const void* const* table) {
   slot(api.update_cuda_options, 206);
   slot(api.release_cuda_options, 208);
   slot(api.append_provider, 216);
+  slot(api.parallel_for, 274);
   return api;
 }
 

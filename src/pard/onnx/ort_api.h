@@ -14,7 +14,11 @@ namespace pard::ort {
 
 struct Allocator;
 struct CudaOptions;
+struct CustomOp;
+struct CustomOpDomain;
 struct Env;
+struct KernelContext;
+struct KernelInfo;
 struct MemoryInfo;
 struct RunOptions;
 struct Session;
@@ -25,9 +29,11 @@ struct TypeInfo;
 struct Value;
 
 enum class ElementType : int { f32 = 1, u8 = 2, i32 = 6, i64 = 7, f16 = 10 };
+enum class ErrorCode : int { runtime_exception = 6 };
 enum class LogLevel : int { fatal = 4 };
 
 struct Api {
+  Status* (*create_status)(ErrorCode, const char* message);
   const char* (*get_error_message)(const Status*);
   Status* (*create_env)(LogLevel, const char* id, Env**);
   Status* (*create_session)(const Env*, const char* path, const SessionOptions*, Session**);
@@ -39,6 +45,9 @@ struct Api {
   Status* (*create_session_options)(SessionOptions**);
   Status* (*set_graph_optimization_level)(SessionOptions*, int);
   Status* (*set_intra_op_num_threads)(SessionOptions*, int);
+  Status* (*create_custom_op_domain)(const char* name, CustomOpDomain**);
+  Status* (*add_to_custom_op_domain)(CustomOpDomain*, const CustomOp*);
+  Status* (*add_custom_op_domain)(SessionOptions*, CustomOpDomain*);
   Status* (*get_input_count)(const Session*, std::size_t*);
   Status* (*get_output_count)(const Session*, std::size_t*);
   Status* (*get_input_type_info)(const Session*, std::size_t, TypeInfo**);
@@ -48,22 +57,31 @@ struct Api {
   Status* (*create_tensor_with_data)(const MemoryInfo*, void*, std::size_t bytes,
                                      const std::int64_t* shape, std::size_t rank, ElementType,
                                      Value**);
+  Status* (*get_tensor_data)(Value*, void**);
   Status* (*cast_type_info_to_tensor_info)(const TypeInfo*, const TensorInfo**);
   Status* (*get_element_type)(const TensorInfo*, ElementType*);
   Status* (*get_dimensions_count)(const TensorInfo*, std::size_t*);
   Status* (*get_dimensions)(const TensorInfo*, std::int64_t*, std::size_t);
+  Status* (*get_tensor_info)(const Value*, TensorInfo**);
   Status* (*create_memory_info)(const char* name, int allocator_type, int device, int memory_type,
                                 MemoryInfo**);
   Status* (*allocator_alloc)(Allocator*, std::size_t, void**);
   Status* (*allocator_free)(Allocator*, void*);
   Status* (*get_default_allocator)(Allocator**);
+  Status* (*get_float_attribute)(const KernelInfo*, const char* name, float*);
+  Status* (*get_int_attribute)(const KernelInfo*, const char* name, std::int64_t*);
+  Status* (*get_kernel_input)(const KernelContext*, std::size_t, const Value**);
+  Status* (*get_kernel_output)(KernelContext*, std::size_t, const std::int64_t* shape,
+                               std::size_t rank, Value**);
   void (*release_env)(Env*);
   void (*release_status)(Status*);
   void (*release_memory_info)(MemoryInfo*);
   void (*release_session)(Session*);
   void (*release_value)(Value*);
   void (*release_type_info)(TypeInfo*);
+  void (*release_tensor_info)(TensorInfo*);
   void (*release_session_options)(SessionOptions*);
+  void (*release_custom_op_domain)(CustomOpDomain*);
   Status* (*get_available_providers)(char***, int*);
   Status* (*release_available_providers)(char**, int);
   Status* (*add_session_config_entry)(SessionOptions*, const char* key, const char* value);
@@ -76,6 +94,41 @@ struct Api {
   void (*release_cuda_options)(CudaOptions*);
   Status* (*append_provider)(SessionOptions*, const char* name, const char* const* keys,
                              const char* const* values, std::size_t);
+  Status* (*parallel_for)(const KernelContext*, void (*task)(void* data, std::size_t index),
+                          std::size_t num_tasks, std::size_t num_batches, void* data);
+};
+
+// An operator of ours, as the C API takes it from version 18 on. Members that are null are left to
+// ONNX Runtime.
+struct CustomOp {
+  enum class Presence : int { required = 0, optional = 1 };
+
+  std::uint32_t version;
+  void* (*create_kernel)(const CustomOp*, const void* api, const KernelInfo*);
+  const char* (*get_name)(const CustomOp*);
+  const char* (*get_provider)(const CustomOp*);  // null: the CPU's
+  ElementType (*get_input_type)(const CustomOp*, std::size_t);
+  std::size_t (*get_input_count)(const CustomOp*);
+  ElementType (*get_output_type)(const CustomOp*, std::size_t);
+  std::size_t (*get_output_count)(const CustomOp*);
+  void (*compute)(void* kernel, KernelContext*);
+  void (*destroy_kernel)(void* kernel);
+  Presence (*get_input_presence)(const CustomOp*, std::size_t);
+  Presence (*get_output_presence)(const CustomOp*, std::size_t);
+  int (*get_input_memory)(const CustomOp*, std::size_t);
+  int (*get_variadic_input_min_arity)(const CustomOp*);
+  int (*get_variadic_input_homogeneity)(const CustomOp*);
+  int (*get_variadic_output_min_arity)(const CustomOp*);
+  int (*get_variadic_output_homogeneity)(const CustomOp*);
+  Status* (*create_kernel_v2)(const CustomOp*, const void* api, const KernelInfo*, void** kernel);
+  Status* (*compute_v2)(void* kernel, KernelContext*);
+  Status* (*infer_shapes)(const CustomOp*, void* context);
+  int (*get_start_version)(const CustomOp*);
+  int (*get_end_version)(const CustomOp*);
+  std::size_t (*get_in_place)(int** inputs, int** outputs);
+  void (*release_in_place)(int* inputs, int* outputs);
+  std::size_t (*get_aliases)(int** inputs, int** outputs);
+  void (*release_aliases)(int* inputs, int* outputs);
 };
 
 // What a library exports.

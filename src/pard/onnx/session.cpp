@@ -5,6 +5,7 @@
 #include <system_error>
 #include <utility>
 
+#include "attention_op.h"
 #include "pard/error.h"
 
 namespace pard {
@@ -36,6 +37,19 @@ struct KeysAndValues {
   }
   std::vector<const char*> keys;
   std::vector<const char*> values;
+};
+
+// Operators of ours, and the domain a session looks for them in.
+struct OwnOps {
+  explicit OwnOps(const OrtLibrary& library) : attention(library.api()) {
+    ort::CustomOpDomain* raw = nullptr;
+    library.check(library.api().create_custom_op_domain(attention_op_domain, &raw),
+                  "make a domain of operators");
+    domain = {raw, library.api().release_custom_op_domain};
+    library.check(library.api().add_to_custom_op_domain(raw, &attention), "add an operator");
+  }
+  AttentionOp attention;
+  ort::Handle<ort::CustomOpDomain> domain{nullptr, nullptr};
 };
 
 }  // namespace
@@ -82,12 +96,16 @@ void Session::open(const SessionOptions& options, const std::string& what, const
     check(api.add_session_config_entry(raw, "session.disable_quant_qdq", "1"));
   }
   append_provider(raw, options);
+  const std::shared_ptr<const OwnOps> own_ops =
+      options.own_attention ? std::make_shared<OwnOps>(*library_) : nullptr;
+  if (own_ops) check(api.add_custom_op_domain(raw, own_ops->domain.get()));
 
   ort::Session* session = nullptr;
   library_->check(create(raw, &session), what,
                   "A graph newer than the runtime needs: pip install -U onnxruntime.");
-  // The library outlives its session.
-  session_ = {session, [kept = library_](ort::Session* s) { kept->api().release_session(s); }};
+  // The library outlives its session, and so do operators.
+  session_ = {session,
+              [kept = library_, own_ops](ort::Session* s) { kept->api().release_session(s); }};
   inputs_ = describe(true);
   outputs_ = describe(false);
 }

@@ -1,0 +1,12 @@
+#define PARD_WIDTH 4
+#define PARD_TILE 8
+#include "attention_kernel.inl"
+
+namespace pard {
+
+void attend_rows_baseline(const AttentionRows& rows, const AttentionHead& head);
+void attend_rows_baseline(const AttentionRows& rows, const AttentionHead& head) {
+  attend(rows, head);
+}
+
+}  // namespace pard

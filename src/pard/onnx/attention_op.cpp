@@ -1,0 +1,310 @@
+#include "attention_op.h"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstddef>
+#include <cstring>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "attention_kernel.h"
+
+namespace pard {
+
+namespace {
+
+// Less than this many products are done sooner than another thread wakes up.
+constexpr std::int64_t worth_a_thread = 1 << 20;
+
+// Inputs a node may name as left out, those of later versions of the operator included.
+constexpr std::size_t num_empty_inputs = 16;
+
+enum Input : std::size_t {
+  query_input,  // [B, R, (H + 2 KV) D] with keys and values behind the queries, or [B, R, H D]
+  key_input,    // [B, R, KV D]
+  value_input,
+  past_key_input,  // [B, KV, S, D]
+  past_value_input,
+  seqlens_input,  // [B]: the length with the new rows, less 1
+  total_input,    // the longest of them
+  cos_input,      // [positions, half of the dimensions that turn]
+  sin_input,
+};
+
+// Turns pairs of a row's elements by an angle that depends on its position.
+struct Rotation {
+  const float* cos = nullptr;  // null: none
+  const float* sin = nullptr;
+  std::int64_t half = 0;
+  std::int64_t positions = 0;
+  bool interleaved = false;
+
+  void apply(const float* row, std::int64_t size, std::int64_t position, float* turned) const {
+    std::copy(row, row + size, turned);
+    if (cos == nullptr) return;
+    const std::int64_t step = interleaved ? 2 : 1;
+    const std::int64_t apart = interleaved ? 1 : half;
+    const float* c = cos + position * half;
+    const float* s = sin + position * half;
+    for (std::int64_t i = 0; i < half; ++i) {
+      const float x = row[i * step];
+      const float y = row[i * step + apart];
+      turned[i * step] = x * c[i] - y * s[i];
+      turned[i * step + apart] = x * s[i] + y * c[i];
+    }
+  }
+};
+
+struct Tensor {
+  float* data = nullptr;  // null: not given
+  std::array<std::int64_t, 4> shape{};
+};
+
+// A run of the operator.
+class Attention {
+ public:
+  Attention(const ort::Api& api, ort::KernelContext* context) : api_(api), context_(context) {}
+
+  Tensor input(std::size_t index) const {
+    const ort::Value* value = nullptr;
+    check(api_.get_kernel_input(context_, index, &value));
+    Tensor tensor;
+    if (value == nullptr) return tensor;
+    ort::TensorInfo* raw = nullptr;
+    check(api_.get_tensor_info(value, &raw));
+    const ort::Handle<ort::TensorInfo> info(raw, api_.release_tensor_info);
+    std::size_t rank = 0;
+    check(api_.get_dimensions_count(raw, &rank));
+    require(rank <= tensor.shape.size(), "an input has more dimensions than it may");
+    check(api_.get_dimensions(raw, tensor.shape.data(), rank));
+    tensor.data = data_of(const_cast<ort::Value*>(value));
+    return tensor;
+  }
+
+  float* output(std::size_t index, std::initializer_list<std::int64_t> shape) const {
+    ort::Value* value = nullptr;
+    check(api_.get_kernel_output(context_, index, shape.begin(), shape.size(), &value));
+    return data_of(value);
+  }
+
+  void check(ort::Status* status) const {
+    if (status == nullptr) return;
+    const std::string message = api_.get_error_message(status);
+    api_.release_status(status);
+    throw std::runtime_error(message);
+  }
+
+  static void require(bool holds, const char* otherwise) {
+    if (!holds) throw std::runtime_error(otherwise);
+  }
+
+  // Calls task(0) .. task(count - 1), on several threads where there are and `parallel`.
+  template <class Task>
+  void for_each(std::size_t count, bool parallel, const Task& task) const {
+    if (!parallel) {
+      for (std::size_t i = 0; i < count; ++i) task(i);
+      return;
+    }
+    const auto call = [](void* data, std::size_t i) { (*static_cast<const Task*>(data))(i); };
+    check(api_.parallel_for(context_, call, count, 0, const_cast<Task*>(&task)));
+  }
+
+ private:
+  float* data_of(ort::Value* value) const {
+    void* data = nullptr;
+    check(api_.get_tensor_data(value, &data));
+    return static_cast<float*>(data);
+  }
+
+  const ort::Api& api_;
+  ort::KernelContext* context_;
+};
+
+// A node of a graph: its attributes.
+struct Kernel {
+  const ort::Api& api;
+  std::int64_t num_heads = 0;
+  std::int64_t num_kv_heads = 0;
+  float scale = 0;
+  float softcap = 0;
+  bool rotates = false;
+  bool interleaved = false;
+
+  void compute(ort::KernelContext* context) const;
+  Rotation rotation(const Attention& attention) const;
+};
+
+Rotation Kernel::rotation(const Attention& attention) const {
+  if (!rotates) return {};
+  const Tensor cos = attention.input(cos_input);
+  const Tensor sin = attention.input(sin_input);
+  attention.require(cos.data != nullptr && sin.data != nullptr, "do_rotary without its cosines");
+  return {cos.data, sin.data, cos.shape[1], cos.shape[0], interleaved};
+}
+
+void Kernel::compute(ort::KernelContext* context) const {
+  const Attention run(api, context);
+  const Tensor query = run.input(query_input);
+  const Tensor key = run.input(key_input);
+  const Tensor value = run.input(value_input);
+  const Tensor past_key = run.input(past_key_input);
+  const Tensor past_value = run.input(past_value_input);
+  const auto* seqlens = reinterpret_cast<const std::int32_t*>(run.input(seqlens_input).data);
+  const std::int64_t total = *reinterpret_cast<const std::int32_t*>(run.input(total_input).data);
+  const Rotation rotation = this->rotation(run);
+
+  const auto [batch, rows, query_size, unused] = query.shape;
+  const bool packed = key.data == nullptr;
+  const std::int64_t dim = query_size / (num_heads + (packed ? 2 * num_kv_heads : 0));
+  const std::int64_t past_capacity = past_key.shape[2];
+  const std::int64_t capacity = std::max(past_capacity, total);
+  const std::int64_t group = num_heads / num_kv_heads;
+  run.require(dim <= AttentionRows::max_head_dim, "heads are too large");
+  run.require(total <= rotation.positions || rotation.cos == nullptr,
+              "positions behind the last cosine");
+  run.require(2 * rotation.half <= dim, "more cosines than a head has dimensions");
+
+  float* output = run.output(0, {batch, rows, num_heads * dim});
+  float* keys = run.output(1, {batch, num_kv_heads, capacity, dim});
+  float* values = run.output(2, {batch, num_kv_heads, capacity, dim});
+
+  // Where row r of sequence b has its queries, and its keys and values.
+  const std::int64_t kv_size = num_kv_heads * dim;
+  const auto key_row = [&](std::int64_t row) {
+    return packed ? query.data + row * query_size + num_heads * dim : key.data + row * kv_size;
+  };
+  const auto value_row = [&](std::int64_t row) {
+    return packed ? query.data + row * query_size + num_heads * dim + kv_size
+                  : value.data + row * kv_size;
+  };
+  const auto past_of = [&](std::int64_t b) { return std::int64_t{seqlens[b]} + 1 - rows; };
+
+  for (std::int64_t b = 0; b < batch; ++b) {
+    const std::int64_t past = past_of(b);
+    run.require(past >= 0 && past + rows <= total && past <= past_capacity,
+                "lengths that do not fit the keys and values");
+    for (std::int64_t h = 0; h < num_kv_heads; ++h) {
+      const std::int64_t head = b * num_kv_heads + h;
+      float* new_keys = keys + head * capacity * dim;
+      float* new_values = values + head * capacity * dim;
+      if (keys != past_key.data) {
+        const std::int64_t begin = head * past_capacity * dim;
+        std::copy_n(past_key.data + begin, past * dim, new_keys);
+        std::copy_n(past_value.data + begin, past * dim, new_values);
+      }
+      for (std::int64_t r = 0; r < rows; ++r) {
+        const std::int64_t position = past + r;
+        rotation.apply(key_row(b * rows + r) + h * dim, dim, position, new_keys + position * dim);
+        std::copy_n(value_row(b * rows + r) + h * dim, dim, new_values + position * dim);
+      }
+    }
+  }
+
+  // A task: up to 16 rows of queries that share a head of keys and values, whose heads of queries
+  // follow one another in every new row.
+  const std::int64_t per_head = rows * group;
+  const std::int64_t blocks = (per_head + AttentionRows::max_count - 1) / AttentionRows::max_count;
+  const auto tasks = static_cast<std::size_t>(batch * num_kv_heads * blocks);
+  const bool parallel = batch * rows * num_heads * total * dim > worth_a_thread;
+  const AttendRows attend = attend_rows();
+  run.for_each(tasks, parallel, [&](std::size_t index) {
+    const auto task = static_cast<std::int64_t>(index);
+    const std::int64_t head = task / blocks;
+    const std::int64_t b = head / num_kv_heads;
+    const std::int64_t h = head % num_kv_heads;
+    const std::int64_t past = past_of(b);
+    const std::int64_t begin = task % blocks * AttentionRows::max_count;
+    float turned[AttentionRows::max_count][AttentionRows::max_head_dim];
+    AttentionRows block;
+    block.is_alone = per_head == 1;
+    block.count =
+        static_cast<int>(std::min<std::int64_t>(per_head - begin, AttentionRows::max_count));
+    for (int i = 0; i < block.count; ++i) {
+      const std::int64_t r = (begin + i) / group;
+      const std::int64_t query_head = h * group + (begin + i) % group;
+      const std::int64_t row = b * rows + r;
+      rotation.apply(query.data + row * query_size + query_head * dim, dim, past + r, turned[i]);
+      block.queries[i] = turned[i];
+      block.outputs[i] = output + (row * num_heads + query_head) * dim;
+      block.num_keys[i] = past + r + 1;
+    }
+    const float default_scale = 1.0F / std::sqrt(static_cast<float>(dim));
+    attend(block, {keys + head * capacity * dim, values + head * capacity * dim,
+                   static_cast<int>(dim), scale == 0 ? default_scale : scale, softcap});
+  });
+}
+
+// What the C API calls ----------------------------------------------------------------------------
+
+const AttentionOp& own(const ort::CustomOp* op) { return static_cast<const AttentionOp&>(*op); }
+
+template <class Work>
+ort::Status* reported(const ort::Api& api, const Work& work) {
+  try {
+    work();
+    return nullptr;
+  } catch (const std::exception& error) {
+    return api.create_status(ort::ErrorCode::runtime_exception, error.what());
+  }
+}
+
+ort::Status* create_kernel_of(const ort::CustomOp* op, const void*, const ort::KernelInfo* info,
+                              void** kernel) {
+  const ort::Api& api = own(op).api;
+  return reported(api, [&] {
+    auto made = std::make_unique<Kernel>(Kernel{.api = api});
+    const auto absent = [&](ort::Status* status) {  // attributes may be
+      if (status != nullptr) api.release_status(status);
+      return status != nullptr;
+    };
+    std::int64_t rotates = 0;
+    std::int64_t interleaved = 0;
+    Attention::require(
+        !absent(api.get_int_attribute(info, "num_heads", &made->num_heads)) &&
+            !absent(api.get_int_attribute(info, "kv_num_heads", &made->num_kv_heads)) &&
+            made->num_kv_heads > 0 && made->num_heads % made->num_kv_heads == 0,
+        "GroupQueryAttention without its numbers of heads");
+    absent(api.get_float_attribute(info, "scale", &made->scale));
+    absent(api.get_float_attribute(info, "softcap", &made->softcap));
+    absent(api.get_int_attribute(info, "do_rotary", &rotates));
+    absent(api.get_int_attribute(info, "rotary_interleaved", &interleaved));
+    made->rotates = rotates != 0;
+    made->interleaved = interleaved != 0;
+    *kernel = made.release();
+  });
+}
+
+ort::Status* run_kernel(void* kernel, ort::KernelContext* context) {
+  const Kernel& own_kernel = *static_cast<Kernel*>(kernel);
+  return reported(own_kernel.api, [&] { own_kernel.compute(context); });
+}
+
+}  // namespace
+
+AttentionOp::AttentionOp(const ort::Api& its_api) : ort::CustomOp{}, api(its_api) {
+  using ort::ElementType;
+  version = OrtLibrary::api_version;
+  get_name = [](const CustomOp*) { return "GroupQueryAttention"; };
+  get_provider = [](const CustomOp*) -> const char* { return nullptr; };
+  get_input_count = [](const CustomOp*) { return attention_op_inputs + num_empty_inputs; };
+  get_input_type = [](const CustomOp*, std::size_t index) {
+    return index == seqlens_input || index == total_input ? ElementType::i32 : ElementType::f32;
+  };
+  get_input_presence = [](const CustomOp*, std::size_t index) {
+    const bool optional = index == key_input || index == value_input || index >= cos_input;
+    return optional ? Presence::optional : Presence::required;
+  };
+  get_input_memory = [](const CustomOp*, std::size_t) { return 0; };
+  get_output_count = [](const CustomOp*) { return attention_op_outputs; };
+  get_output_type = [](const CustomOp*, std::size_t) { return ElementType::f32; };
+  get_output_presence = [](const CustomOp*, std::size_t) { return Presence::required; };
+  create_kernel_v2 = create_kernel_of;
+  compute_v2 = run_kernel;
+  destroy_kernel = [](void* kernel) { delete static_cast<Kernel*>(kernel); };
+  get_start_version = [](const CustomOp*) { return 1; };
+}
+
+}  // namespace pard

@@ -1,0 +1,23 @@
+#pragma once
+
+#include "ort_api.h"
+
+namespace pard {
+
+// GroupQueryAttention on the CPU by the kernel of attention_kernel.h, under the name and domain of
+// ONNX Runtime's own operator: a session that is given it prefers it. float32; keys and values in
+// place or copied; not all that the operator has, see OnnxFileSummary::attention_is_plain.
+//
+// ONNX Runtime multiplies matrices per head, which pays for prompts. The rows of a verification are
+// too few for that: here they take a third to a tenth of the time.
+constexpr const char* attention_op_domain = "com.microsoft";
+constexpr std::size_t attention_op_inputs = 9;   // query .. sin_cache; those behind stay empty
+constexpr std::size_t attention_op_outputs = 3;  // output, keys, values
+
+// The operator, for one library; `api` outlives it.
+struct AttentionOp : ort::CustomOp {
+  explicit AttentionOp(const ort::Api& api);
+  const ort::Api& api;
+};
+
+}  // namespace pard
