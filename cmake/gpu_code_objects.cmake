@@ -16,11 +16,16 @@ set(amd_flags -x hip -nogpuinc -nogpulib -std=c++20 -O3 -ffp-contract=off -Wall 
 set(nvidia_flags -x cu -std=c++20 -O3 -fmad=false --expt-relaxed-constexpr -diag-suppress 1675
                  -I${PROJECT_SOURCE_DIR}/src -Xptxas -warn-spills,-Werror)
 
-# The first clang that builds for AMD: it needs lld and readelf of its own version.
+# The first clang that builds for AMD, or the one that is named: it needs lld and readelf of its own
+# version.
 function(find_amd_clang)
+  set(named ${PARD_AMD_CLANG} $ENV{PARD_AMD_CLANG})
+  set(candidates clang++-22 clang++-21 clang++-20 clang++-19 clang++ /opt/rocm/llvm/bin/clang++)
+  if(named)
+    list(GET named 0 candidates)
+  endif()
   file(WRITE ${code_folder}/probe.hip "__attribute__((global)) void probe() {}\n")
-  foreach(name ${PARD_AMD_CLANG} $ENV{PARD_AMD_CLANG} clang++-22 clang++-21 clang++-20 clang++-19 clang++
-          /opt/rocm/llvm/bin/clang++)
+  foreach(name ${candidates})
     find_program(clang ${name} NO_CACHE)
     if(clang)
       execute_process(COMMAND ${clang} ${amd_flags} --offload-arch=gfx1201 ${code_folder}/probe.hip -o ${code_folder}/probe
@@ -28,6 +33,7 @@ function(find_amd_clang)
       if(NOT failed)
         execute_process(COMMAND ${clang} -print-prog-name=llvm-readelf OUTPUT_VARIABLE readelf OUTPUT_STRIP_TRAILING_WHITESPACE)
         set(PARD_AMD_CLANG ${clang} CACHE FILEPATH "clang++ for AMD code objects" FORCE)
+        set(PARD_PROBED_CLANG ${clang} CACHE INTERNAL "")
         set(PARD_READELF ${readelf} CACHE FILEPATH "readelf of that clang" FORCE)
         break()
       endif()
@@ -35,8 +41,11 @@ function(find_amd_clang)
     unset(clang)
   endforeach()
   file(REMOVE ${code_folder}/probe ${code_folder}/probe.hip)
+  if(named AND NOT clang)
+    message(FATAL_ERROR "PARD_AMD_CLANG: '${candidates}' does not build for AMD. Name a clang++ with lld and llvm-readelf, or none.")
+  endif()
 endfunction()
-if(NOT PARD_READELF)
+if(NOT PARD_READELF OR NOT PARD_AMD_CLANG STREQUAL PARD_PROBED_CLANG)
   find_amd_clang()
 endif()
 find_program(PARD_NVCC nvcc PATHS /usr/local/cuda/bin)

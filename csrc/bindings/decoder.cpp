@@ -29,8 +29,8 @@ struct Event {
                              "a later one", "Read log-probabilities before the observer returns."});
     }
     if (row->data == nullptr) {
-      throw InvalidArgument({"This executor keeps its rows on the device", "rows on the host",
-                             "none", "Decode with a Model on the host for log-probabilities."});
+      throw InvalidArgument({"This executor hands out no rows", "rows in the host's memory", "none",
+                             "Decode with a Model on the host for log-probabilities."});
     }
     return pard::log_probability(*row, other.value_or(token));
   }
@@ -39,14 +39,14 @@ struct Event {
 // The core may drop an observer while it runs without the GIL.
 std::shared_ptr<py::function> share(py::function function) {
   return {new py::function(std::move(function)), [](py::function* held) {
-            const py::gil_scoped_acquire gil;
+            const AcquiredGil gil;
             delete held;
           }};
 }
 
 TokenObserver observer_of(py::function function) {
   return [function = share(std::move(function))](const TokenEvent& event) {
-    const py::gil_scoped_acquire gil;
+    const AcquiredGil gil;
     const auto seen =
         std::make_shared<Event>(Event{event.token, event.sequence.length() - 1, event.from_draft,
                                       event.sequence.finished(), event.row});
@@ -121,7 +121,7 @@ void run(Decoder& decoder) {
   bool more = true;
   while (more) {
     {
-      const py::gil_scoped_release release;
+      const ReleasedGil released;
       more = decoder.step();
     }
     if (PyErr_CheckSignals() != 0) throw py::error_already_set();
@@ -149,7 +149,7 @@ void register_decoder(py::module_& module) {
       .def("add", &add, py::arg("prompt"), py::kw_only(), py::arg("max_new_tokens") = 128,
            py::arg("sampling") = SamplingParams{}, py::arg("eos_token_ids") = py::tuple(),
            py::arg("stop_token_ids") = py::tuple(), py::arg("observer") = py::none())
-      .def("step", &Decoder::step, py::call_guard<py::gil_scoped_release>())
+      .def("step", &Decoder::step, py::call_guard<ReleasedGil>())
       .def("run", &run)
       .def_property("num_speculative_tokens", &Decoder::num_speculative_tokens,
                     &Decoder::set_num_speculative_tokens)

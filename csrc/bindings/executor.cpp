@@ -25,18 +25,18 @@ struct Round {
 class PythonExecutor final : public RoundExecutor, public py::trampoline_self_life_support {
  public:
   const ModelInfo& target_info() const override {
-    const py::gil_scoped_acquire gil;
+    const AcquiredGil gil;
     info_ = method("target_info")().cast<ModelInfo>();
     return info_;
   }
 
   bool can_draft() const override {
-    const py::gil_scoped_acquire gil;
+    const AcquiredGil gil;
     return method("can_draft")().cast<bool>();
   }
 
   void launch(std::span<Sequence* const> batch, int num_speculative_tokens) override {
-    const py::gil_scoped_acquire gil;
+    const AcquiredGil gil;
     py::list sequences;
     for (Sequence* sequence : batch) {
       sequences.append(py::cast(sequence, py::return_value_policy::reference));
@@ -45,10 +45,16 @@ class PythonExecutor final : public RoundExecutor, public py::trampoline_self_li
   }
 
   std::span<const SequenceRound> collect() override {
-    const py::gil_scoped_acquire gil;
+    const AcquiredGil gil;
     owned_.clear();
     rounds_.clear();
-    for (const py::handle round : method("collect")()) owned_.push_back(round.cast<Round>());
+    for (const py::handle round : method("collect")()) {
+      if (!py::isinstance<Round>(round)) {
+        throw py::type_error("collect() returns SequenceRounds, not " +
+                             py::repr(round).cast<std::string>());
+      }
+      owned_.push_back(round.cast<Round>());
+    }
     for (Round& round : owned_) {
       std::exception_ptr error;
       if (!round.error.is_none()) {
@@ -68,7 +74,7 @@ class PythonExecutor final : public RoundExecutor, public py::trampoline_self_li
   void keep(const Sequence& sequence) override { call("keep", sequence.id(), sequence.length()); }
 
   void release(SequenceId sequence) noexcept override {
-    const py::gil_scoped_acquire gil;
+    const AcquiredGil gil;
     try {
       method("release")(sequence);
     } catch (py::error_already_set& error) {
@@ -83,7 +89,7 @@ class PythonExecutor final : public RoundExecutor, public py::trampoline_self_li
  private:
   template <class... Args>
   void call(const char* name, const Args&... args) const {
-    const py::gil_scoped_acquire gil;
+    const AcquiredGil gil;
     method(name)(args...);
   }
 
@@ -98,13 +104,21 @@ class PythonExecutor final : public RoundExecutor, public py::trampoline_self_li
   std::vector<SequenceRound> rounds_;
 };
 
+Round make_round(int num_proposals, int num_accepted, std::vector<Token> tokens, py::object error) {
+  if (!error.is_none() && !PyExceptionInstance_Check(error.ptr())) {
+    throw py::type_error("the error of a SequenceRound is an exception or None, not " +
+                         py::repr(error).cast<std::string>());
+  }
+  return {num_proposals, num_accepted, std::move(tokens), std::move(error)};
+}
+
 }  // namespace
 
 void register_executor(py::module_& module) {
   py::class_<Round>(module, "SequenceRound")
-      .def(py::init<int, int, std::vector<Token>, py::object>(), py::kw_only(),
-           py::arg("num_proposals") = 0, py::arg("num_accepted") = 0,
-           py::arg("tokens") = std::vector<Token>{}, py::arg("error") = py::none());
+      .def(py::init(&make_round), py::kw_only(), py::arg("num_proposals") = 0,
+           py::arg("num_accepted") = 0, py::arg("tokens") = std::vector<Token>{},
+           py::arg("error") = py::none());
 
   py::classh<RoundExecutor, PythonExecutor>(module, "RoundExecutor").def(py::init<>());
 }

@@ -32,13 +32,13 @@ struct Item {
 class PythonModel final : public Model, public py::trampoline_self_life_support {
  public:
   const ModelInfo& info() const override {
-    const py::gil_scoped_acquire gil;
+    const AcquiredGil gil;
     info_ = method("info")().cast<ModelInfo>();
     return info_;
   }
 
   LogitsView forward(std::span<const ForwardItem> batch) override {
-    const py::gil_scoped_acquire gil;
+    const AcquiredGil gil;
     py::list items;
     for (const ForwardItem& item : batch) items.append(Item(item));
     const py::object logits = method("forward")(items);
@@ -47,7 +47,7 @@ class PythonModel final : public Model, public py::trampoline_self_life_support 
   }
 
   void release(SequenceId sequence) noexcept override {
-    const py::gil_scoped_acquire gil;
+    const AcquiredGil gil;
     try {
       method("release")(sequence);
     } catch (py::error_already_set& error) {
@@ -77,7 +77,7 @@ py::array_t<float> forward(Model& model, const std::vector<Item>& items) {
   for (const Item& item : items) batch.push_back(item.borrow());
   LogitsView logits;
   {
-    const py::gil_scoped_release release;
+    const ReleasedGil released;
     logits = model.forward(batch);
   }
   py::array_t<float> rows({logits.num_rows, logits.vocab_size});
@@ -129,8 +129,7 @@ void register_model(py::module_& module) {
       [](Model& model, double tolerance) {
         return probe_model(model, {tolerance, tolerance, tolerance});
       },
-      py::arg("model"), py::kw_only(), py::arg("tolerance"),
-      py::call_guard<py::gil_scoped_release>(),
+      py::arg("model"), py::kw_only(), py::arg("tolerance"), py::call_guard<ReleasedGil>(),
       "Tries a model on a sequence of its own, and releases it.");
 }
 

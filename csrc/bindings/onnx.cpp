@@ -18,11 +18,14 @@ namespace pard::python {
 namespace {
 
 // Wheels of ONNX Runtime lie where Python finds its modules. Like its import, this passes over
-// entries that are no strings.
+// entries that are no strings; names of directories may hold bytes that are no text.
 OrtSearch search_in(const std::string& onnxruntime) {
   std::vector<std::string> directories;
+  const py::object fsencode = py::module_::import("os").attr("fsencode");
   for (const py::handle entry : py::module_::import("sys").attr("path")) {
-    if (py::isinstance<py::str>(entry)) directories.push_back(entry.cast<std::string>());
+    if (py::isinstance<py::str>(entry)) {
+      directories.push_back(fsencode(entry).cast<std::string>());
+    }
   }
   return {onnxruntime, std::move(directories)};
 }
@@ -42,7 +45,7 @@ std::shared_ptr<OnnxModel> open(const std::filesystem::path& folder, const std::
                                  device_memory,
                                  is_target,
                                  probe};
-  const py::gil_scoped_release release;
+  const ReleasedGil released;
   return std::make_shared<OnnxModel>(folder, options, search);
 }
 
@@ -105,10 +108,9 @@ void register_onnx(py::module_& module) {
               return std::make_shared<gpu::KernelChoosing>(open_kernels(driver, code_objects));
             });
           },
-          py::arg("code_objects") = std::vector<std::string>{},
-          py::call_guard<py::gil_scoped_release>())
+          py::arg("code_objects") = std::vector<std::string>{}, py::call_guard<ReleasedGil>())
       .def_property_readonly("provider", &OnnxModel::provider)
-      .def("probe", &OnnxModel::probe, py::call_guard<py::gil_scoped_release>());
+      .def("probe", &OnnxModel::probe, py::call_guard<ReleasedGil>());
   module.def(
       "onnxruntime_providers",
       [](const std::string& onnxruntime) {

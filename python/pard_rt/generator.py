@@ -262,6 +262,7 @@ class Generator:
 
     @num_speculative_tokens.setter
     def num_speculative_tokens(self, value: int) -> None:
+        require_range("num_speculative_tokens", value, 0, 64)
         with self._lock:
             self.decoder.num_speculative_tokens = value
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from tokenizers import Tokenizer
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -25,7 +26,7 @@ from pard_rt.models.requirements import require_decoder
 from pard_rt.models.seam import Seam, TransformersSeam
 from pard_rt.vocabulary import count_tokens, digest_vocabulary, special_token_ids
 
-_TOKENIZER_FILES = ("tokenizer.json", "vocab*", "*.model", "tekken.json")
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model", "tekken.json")
 _MASK_TOKEN_KEYS = ("pard_token", "ptd_token_id", "mask_token_id")
 
 
@@ -94,9 +95,11 @@ def load(
     ModelError
         The source is damaged, incomplete, or not a decoder.
     InvalidArgumentError
-        An argument that does not fit the model.
+        An argument that does not fit the model, or no device of PyTorch's.
+    RuntimeMissingError
+        The device is a card, and PyTorch sees none.
     """
-    _require_device(device)
+    require_device(device)
     folder = locate(source)
     name = str(folder)
     config = _load_config(name)
@@ -188,13 +191,16 @@ def refit(
     return replace(loaded, facts=facts)
 
 
-def _require_device(device: str | torch.device) -> None:
+def require_device(device: str | torch.device) -> None:
+    """Refuse what `load` cannot put a module on; errors are those of `load`."""
     try:
         kind = torch.device(device).type
-    except RuntimeError as error:
+    except (RuntimeError, TypeError):
+        kind = "none"
+    if kind not in ("cpu", "cuda"):
         raise InvalidArgumentError(
             "Unknown device", "cpu, or cuda (AMD's cards too)", repr(device), "Choose a device."
-        ) from error
+        )
     if kind == "cuda" and not torch.cuda.is_available():
         raise RuntimeMissingError(
             "PyTorch sees no GPU",
@@ -359,7 +365,10 @@ def _embedding_sizes(name: str, module: Any) -> tuple[int, int]:
 
 
 def load_tokenizer(name: str, *, needed: bool = True) -> PreTrainedTokenizerBase | None:
-    """Load the tokenizer of a folder; where it is not `needed`, None if it has no file of one.
+    """Load the tokenizer of a folder.
+
+    Where it is not `needed`, None stands for one that is missing or wants another package; a
+    damaged tokenizer.json is an error all the same.
 
     Raises
     ------
@@ -367,20 +376,30 @@ def load_tokenizer(name: str, *, needed: bool = True) -> PreTrainedTokenizerBase
         There is none, or it cannot be read.
     """
     has_file = any(any(Path(name).glob(file)) for file in _TOKENIZER_FILES)
-    if not has_file and not needed:
-        return None
     try:
         if not has_file:
             raise OSError("none")  # transformers would make up an empty one for some architectures
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name)
     except Exception as error:  # the tokenizers library raises Exception itself
+        if not needed and not _is_damaged(Path(name) / "tokenizer.json"):
+            return None
         raise ModelError(
-            f"{name} has no tokenizer" if not has_file else f"The tokenizer of {name} is damaged",
+            f"The tokenizer of {name} cannot be read" if has_file else f"{name} has no tokenizer",
             "tokenizer.json beside the weights",
             first_line(error),
-            "Copy the tokenizer's files into the folder.",
+            "Install what it asks for, or save the tokenizer as a tokenizer.json."
+            if has_file
+            else "Copy the tokenizer's files into the folder.",
         ) from error
     return tokenizer
+
+
+def _is_damaged(file: Path) -> bool:
+    try:
+        Tokenizer.from_file(str(file))
+    except Exception:  # tokenizers raises bare Exception
+        return file.is_file()
+    return False
 
 
 def _max_length(config: Any, asked: int | None, at_most: int | None) -> int:

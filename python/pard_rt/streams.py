@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import secrets
 import threading
 import time
@@ -11,7 +10,6 @@ from collections.abc import Callable
 from collections.abc import Sequence as ListLike
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakSet
 
 from pard_rt._core import Decoder, SamplingParams, Sequence, TokenEvent
 from pard_rt.outputs import Output, Piece, Stats
@@ -56,16 +54,6 @@ class Request:
         return self.seconds is not None
 
 
-_locks: WeakSet[threading.RLock] = WeakSet()
-
-
-@atexit.register
-def _end_rounds() -> None:
-    """Let no daemon thread be in a round when the interpreter ends it: C++ would not survive."""
-    for lock in list(_locks):
-        lock.acquire(timeout=60.0)  # for good
-
-
 class Rounds:
     """A decoder and its requests, whose rounds any thread may run, one at a time.
 
@@ -73,7 +61,6 @@ class Rounds:
     """
 
     def __init__(self, decoder: Decoder, lock: threading.RLock, text: TokenText | None) -> None:
-        _locks.add(lock)
         self._decoder = decoder
         self._lock = lock
         self._text = text

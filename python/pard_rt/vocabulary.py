@@ -15,17 +15,13 @@ from pard_rt.errors import ModelError
 
 def special_token_ids(tokenizer: Any) -> set[int]:
     """Ids of a tokenizer's tokens that stand for no text; tokenizers as for `token_bytes`."""
-    special = {i for i, token in _added_tokens(tokenizer).items() if token.special}
-    return special | set(getattr(tokenizer, "all_special_ids", ()))
-
-
-def _added_tokens(tokenizer: Any) -> dict[int, Any]:
     added: dict[int, Any] = (
         tokenizer.get_added_tokens_decoder()
         if isinstance(tokenizer, Tokenizer)
         else tokenizer.added_tokens_decoder
     )
-    return added
+    special = {i for i, token in added.items() if token.special}
+    return special | set(getattr(tokenizer, "all_special_ids", ()))
 
 
 def digest_vocabulary(vocabulary: Mapping[str, int], left_out: Collection[int] = ()) -> str:
@@ -66,7 +62,7 @@ def token_bytes(tokenizer: Any, count: int) -> list[bytes]:
         if isinstance(tokenizer, Tokenizer)
         else getattr(tokenizer, "backend_tokenizer", None)
     )
-    added, special = _added_tokens(tokenizer), special_token_ids(tokenizer)
+    special = special_token_ids(tokenizer)
     decoders = set() if backend is None else _decoder_types(json.loads(backend.to_str())["decoder"])
     if "ByteLevel" in decoders:
         to_byte = byte_level_alphabet()
@@ -83,12 +79,8 @@ def token_bytes(tokenizer: Any, count: int) -> list[bytes]:
     for token, i in tokenizer.get_vocab().items():
         if i >= count or i in special:
             continue
-        if to_byte is None:
-            table[i] = _piece_bytes(token)  # added ones too: their decoder sees every token
-        elif i in added:
-            table[i] = token.encode("utf-8")
-        else:
-            table[i] = b"".join(to_byte.get(char) or char.encode("utf-8") for char in token)
+        # Added tokens too: decoders see every token.
+        table[i] = _piece_bytes(token) if to_byte is None else _level_bytes(token, to_byte)
     return table
 
 
@@ -131,6 +123,12 @@ def _piece_bytes(token: str) -> bytes:
     if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
         return bytes([int(token[3:5], 16)])
     return token.replace("\u2581", " ").encode("utf-8")
+
+
+def _level_bytes(token: str, alphabet: Mapping[str, bytes]) -> bytes:
+    if all(char in alphabet for char in token):
+        return b"".join(alphabet[char] for char in token)
+    return token.encode("utf-8")
 
 
 def byte_level_alphabet() -> dict[str, bytes]:

@@ -44,7 +44,7 @@ void check_rounds(std::span<const SequenceRound> rounds, std::size_t batch_size,
     }
     for (const Token token : round.tokens) {
       if (token < 0 || token >= vocab_size) {
-        fail("tokens below " + std::to_string(vocab_size), std::to_string(token));
+        fail("tokens in 0.." + std::to_string(vocab_size - 1), std::to_string(token));
       }
     }
   }

@@ -424,10 +424,10 @@ def test_rounds_that_cannot_be_are_refused(executor: RoundExecutor, message: str
     assert len(sequence.generated) == 0
 
 
-def test_rows_on_a_device_give_no_log_probabilities() -> None:
+def test_an_executor_without_rows_gives_no_log_probabilities() -> None:
     decoder = pard_rt.Decoder(SayingExecutor(SequenceRound(tokens=[1])))
     decoder.add(PROMPT, observer=lambda event: event.log_probability() > 0)
-    with pytest.raises(pard_rt.InvalidArgumentError, match="on the device"):
+    with pytest.raises(pard_rt.InvalidArgumentError, match="hands out no rows"):
         decoder.step()
 
 

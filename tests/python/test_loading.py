@@ -184,7 +184,7 @@ def test_a_configuration_that_makes_no_sense_is_refused(
 def test_a_damaged_tokenizer_is_not_taken_for_none(tmp_path: Path) -> None:
     folder = make_model(tmp_path / "model")
     (folder / "tokenizer.json").write_text("{")
-    with pytest.raises(ModelError, match=r"tokenizer of .* is damaged"):
+    with pytest.raises(ModelError, match=r"tokenizer of .* cannot be read"):
         load(folder, need_tokenizer=False)
 
 
@@ -197,3 +197,11 @@ def test_added_tokens_are_spelled_as_their_decoder_spells_them() -> None:
     )
     assert tokenizer.decode([2, 0, 1]) == "  a\n"
     assert token_bytes(tokenizer, 3) == [b"a", b"\n", b"  "]
+    level = Tokenizer(models.BPE({"a": 0}, []))
+    level.add_tokens(
+        ["\u0120x", "\u00e9", "  ", "\u0120 "]
+    )  # the first two in the byte-level alphabet
+    level.decoder = decoders.ByteLevel()
+    assert token_bytes(level, 5) == [b"a", b" x", b"\xe9", b"  ", "\u0120 ".encode()]
+    for i, spelled in enumerate(token_bytes(level, 5)):
+        assert level.decode([i]) == spelled.decode(errors="replace")

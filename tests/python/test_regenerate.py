@@ -159,8 +159,6 @@ def test_what_cannot_be_asked_is_refused() -> None:
     refused("'tool'", [says("user", "what time is it?"), says("tool", "noon")])
     refused("None", [says("user", "?"), {"role": "user", "content": None}])
     refused("the system speaks first", [says("user", "?"), says("system", "be brief")])
-    refused("no text", "\ud800")
-    refused("no text", [says("user", "\ud800")])
     bare = Prompter(make_tokenizer(), max_length=99, prompt_tokens=1, continued_tokens=1)
     with pytest.raises(pard_rt.InvalidArgumentError, match="no chat template"):
         bare.tasks([Record("file:1", [says("user", "?")])])

@@ -370,7 +370,9 @@ def test_the_mask_token_is_one_that_no_text_has(tiny_models: TinyModels, tmp_pat
     assert full.module.get_input_embeddings().weight.shape[0] == NUM_TOKENS + 1
 
 
-def test_what_cannot_be_trained_is_refused(tmp_path: Path, tiny_models: TinyModels) -> None:
+def test_what_cannot_be_trained_is_refused(
+    tmp_path: Path, tiny_models: TinyModels, monkeypatch: pytest.MonkeyPatch
+) -> None:
     base = tiny_models.checkpoint("llama", seed=9)
     output = tmp_path / "out"
 
@@ -394,8 +396,12 @@ def test_what_cannot_be_trained_is_refused(tmp_path: Path, tiny_models: TinyMode
         refused("epochs is out of range", text, epochs=bad)
         refused("learning_rate is out of range", text, learning_rate=bad)
     refused("Unknown device", text, device="tpu")
+    refused("Unknown device", text, device="mps")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     refused("PyTorch sees no GPU", text, device="cuda")
     refused("no text", write_lines(tmp_path / "e.jsonl", {"text": "a\ud800b"}))
+    surrogate = {"messages": [{"role": "assistant", "content": "a\ud800b"}]}
+    refused("no text", write_lines(tmp_path / "f.jsonl", surrogate))
     refused("occurs in the data", text, mask_token_id=ord("a") - 33)
 
 

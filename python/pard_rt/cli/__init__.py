@@ -54,19 +54,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = partial(_show_warning, warnings.showwarning)
-            status = _run(arguments)
+            status = _run_or_say_why(arguments)
         sys.stdout.flush()
-    except Error as error:
-        sys.stdout.flush()
-        print_error(error)
-        return 2
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # `pard-rt info | head`; what is still buffered has no reader either
-        _drop_stdout()
+    except BrokenPipeError:  # `pard-rt info | head`
+        _settle_stdout()
         return 141
     except OSError as error:
-        _drop_stdout()
+        _settle_stdout()
         print(f"pard-rt: {error}", file=sys.stderr)
         return 2
     return status
@@ -77,13 +73,25 @@ def _prepare_streams() -> None:
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
 
 
-def _drop_stdout() -> None:
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _settle_stdout() -> None:
+    """Write what is still buffered, or drop it where it cannot be written."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _run_or_say_why(arguments: argparse.Namespace) -> int:
+    try:
+        return _run(arguments)
+    except Error as error:
+        sys.stdout.flush()
+        print_error(error)
+        return 2
 
 
 def _show_warning(otherwise: Callable[..., None], message: Any, *more: Any, **names: Any) -> None:
@@ -331,8 +339,8 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
 def _add_regenerate(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Have a target answer a data set itself: drafts learn best from what it writes. Given "
-        "again with the same arguments, the command resumes after the last line. Hugging Face "
-        "directories need: pip install 'pard-rt[torch]'."
+        "again with the same arguments, the command resumes after the last line. Needs: "
+        "pip install 'pard-rt[torch]'."
     )
     parser.epilog = _EXIT_STATUS
     parser.add_argument(

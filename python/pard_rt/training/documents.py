@@ -17,7 +17,6 @@ from pard_rt.training.records import (
     chat_ids,
     read_records,
     require_chat_template,
-    require_unicode,
     suiting_the_template,
 )
 
@@ -80,7 +79,6 @@ def read_documents(
 
 def _document(record: Record, tokenizer: Any) -> Document:
     if isinstance(record.content, str):
-        require_unicode(record.content, record.where)
         return _of_text(record.content, tokenizer)
     require_chat_template(tokenizer, record.where)
     with suiting_the_template(record.where):
@@ -100,7 +98,7 @@ def _of_messages(messages: list[Any], tokenizer: Any) -> Document:
     tokens = chat_ids(tokenizer, messages, cue=False)
     learnt = torch.zeros(len(tokens), dtype=torch.bool)
     for number, message in enumerate(messages):
-        if message.get("role") != "assistant":
+        if message.get("role") != "assistant" or number == 0:  # what comes first answers nothing
             continue
         before = chat_ids(tokenizer, messages[:number], cue=True)
         after = chat_ids(tokenizer, messages[: number + 1], cue=False)

@@ -12,7 +12,6 @@ from pard_rt.training.records import (
     Record,
     chat_ids,
     require_chat_template,
-    require_unicode,
     suiting_the_template,
 )
 
@@ -81,7 +80,7 @@ class Prompter:
 
     def _tasks_of(self, record: Record) -> Iterator[Task]:
         if isinstance(record.content, str):
-            for beginning in self._beginnings(record.content, record.where):
+            for beginning in self._beginnings(record.content):
                 yield partial(self._continue, beginning)
             return
         require_chat_template(self._tokenizer, record.where)
@@ -106,9 +105,8 @@ class Prompter:
         output = yield list(self._tokenizer(beginning).input_ids)
         return {"text": beginning + _text_of(output)}
 
-    def _beginnings(self, text: str, where: str) -> Iterator[str]:
+    def _beginnings(self, text: str) -> Iterator[str]:
         """Yield the beginning of every piece; a last piece too short for one is left out."""
-        require_unicode(text, where)
         encoded = self._tokenizer(
             text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
         )
@@ -136,7 +134,6 @@ def _runs(messages: list[Any], where: str) -> list[list[dict[str, Any]]]:
             if runs[-1]:
                 runs.append([])
         elif role in _ASKING and isinstance(content, str):
-            require_unicode(content, where)
             runs[-1].append(message)
         else:
             raise _unanswerable(where, str(message))

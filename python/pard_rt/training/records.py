@@ -57,6 +57,7 @@ def _parse(line: str, where: str) -> Record:
     except ValueError as error:
         parsed = str(error)
     if isinstance(parsed, dict):
+        _require_unicode(parsed, where)
         for content, kind in ((parsed.get("text"), str), (parsed.get("messages"), list)):
             if isinstance(content, kind):
                 return Record(where, content)
@@ -85,16 +86,10 @@ def require_chat_template(tokenizer: Any, where: str) -> None:
         )
 
 
-def require_unicode(text: str, where: str) -> None:
-    """Refuse halves of surrogate pairs, which JSON can hold.
-
-    Raises
-    ------
-    InvalidArgumentError
-        The text holds one.
-    """
+def _require_unicode(parsed: dict[str, Any], where: str) -> None:
+    """Refuse halves of surrogate pairs, which JSON can hold."""
     try:
-        text.encode()
+        json.dumps(parsed, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         raise InvalidArgumentError(
             f"{where} holds what is no text", "Unicode", str(error), "Mend the line."

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pard_rt.errors import InvalidArgumentError, ModelError, RuntimeMissingError, require_range
-from pard_rt.loading import LoadedModel, load
+from pard_rt.loading import LoadedModel, load, require_device
 from pard_rt.opening import open_model
 from pard_rt.training.acceptance import Acceptance, MeasuredAcceptance, hold_out
 from pard_rt.training.attention import use_chain_attention
@@ -132,7 +132,9 @@ def train(
     Raises
     ------
     InvalidArgumentError
-        Data, lengths or the mask token cannot be used; nothing has been written.
+        Data, lengths, the mask token or the device cannot be used; nothing has been written.
+    RuntimeMissingError
+        The device is a card, and PyTorch sees none.
     IncompatibleModelsError
         The draft does not fit the target.
     ModelError
@@ -142,6 +144,7 @@ def train(
     """
     settings = settings or MaskPrediction()
     output = Path(output)
+    require_device(device)
     workers, device = join(device)
     if not workers.is_first:
         log = watch = lambda text: None

@@ -15,10 +15,6 @@ struct AttentionRows {
   const float* queries[max_count] = {};   // [head_dim] each
   float* outputs[max_count] = {};         // [head_dim] each
   std::int64_t num_keys[max_count] = {};  // row i sees the keys 0 .. num_keys[i] - 1
-
-  // There is one row, faster by a way of its own. Otherwise a row's output is bit for bit the same
-  // whatever rows are with it: integer kernels make much of a last bit.
-  bool is_alone = false;
 };
 
 struct AttentionHead {
@@ -31,7 +27,8 @@ struct AttentionHead {
 
 // outputs = softmax(queries keys^T * scale) values, in float32.
 //
-// Every key and value is read once for all rows: this is what makes verifying K + 1 rows cheap.
+// Every key and value is read once for all rows: this is what makes verifying K + 1 rows cheap. A
+// row's output is bit for bit the same whatever rows are with it.
 using AttendRows = void (*)(const AttentionRows&, const AttentionHead&);
 
 // The fastest that this machine's CPU can run.

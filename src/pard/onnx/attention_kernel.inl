@@ -4,7 +4,15 @@
 // PARD_WIDTH: floats of a vector register, at most AttentionRows::max_count. PARD_TILE: how many
 // such of sums fit into the registers, with one more to multiply with.
 
+#include <utility>
+
 #include "attention_kernel.h"
+
+#if defined(__has_builtin) && __has_builtin(__builtin_shufflevector)
+#define PARD_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else  // GCC before 12
+#define PARD_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, Integers{__VA_ARGS__})
+#endif
 
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC diagnostic ignored "-Wpsabi"  // vectors are passed between functions of this file only
@@ -17,15 +25,21 @@ namespace {
 constexpr int width = PARD_WIDTH;
 constexpr int block = 64;  // keys whose scores are kept at a time
 constexpr int tile = PARD_TILE;
+constexpr int few = 2;  // rows that are faster one by one
 
 using Vector = float __attribute__((vector_size(4 * width)));
 using Integers = std::int32_t __attribute__((vector_size(4 * width)));
-using Unaligned = float __attribute__((vector_size(4 * width), aligned(4), may_alias));
 
 constexpr float lowest = -3.0e38F;  // the score of a hidden key: finite, so that none makes a NaN
 
-inline Vector load(const float* data) { return *reinterpret_cast<const Unaligned*>(data); }
-inline void store(float* data, Vector value) { *reinterpret_cast<Unaligned*>(data) = value; }
+inline Vector load(const float* data) {
+  Vector value;
+  __builtin_memcpy(&value, data, sizeof(Vector));
+  return value;
+}
+inline void store(float* data, const Vector& value) {
+  __builtin_memcpy(data, &value, sizeof(Vector));
+}
 inline Vector max_of(Vector a, Vector b) { return a > b ? a : b; }
 
 // e^x for x <= 88, within 2 units in the last place: 2^n times a polynomial of the rest.
@@ -51,27 +65,34 @@ inline Vector capped(Vector score, float softcap) {
   return softcap - 2.0F * softcap / (exp_of(above) + 1.0F);
 }
 
-// The sum of n floats, by halves.
-template <int n>
-inline float sum_of(const float* data) {
-  typedef float Half __attribute__((vector_size(2 * n)));  // GCC drops it from an alias
-  Half low;
-  Half high;
-  __builtin_memcpy(&low, data, sizeof(Half));
-  __builtin_memcpy(&high, data + n / 2, sizeof(Half));
-  float halves[n / 2];
-  low += high;
-  __builtin_memcpy(halves, &low, sizeof(Half));
-  return sum_of<n / 2>(halves);
+// The sum of `width` values, in the same order for floats as for Vectors of them.
+template <class T>
+inline T sum_of(T* values) {
+  for (int n = width / 2; n > 0; n /= 2) {
+    for (int i = 0; i < n; ++i) values[i] += values[i + n];
+  }
+  return values[0];
 }
-template <>
-inline float sum_of<1>(const float* data) {
-  return *data;
+
+// Swaps the lanes of a whose index has the bit h with those of b whose index has not.
+template <int h, int... lane>
+inline void exchange(Vector& a, Vector& b, std::integer_sequence<int, lane...>) {
+  const Vector low = PARD_SHUFFLE(a, b, ((lane & h) != 0 ? width + lane - h : lane)...);
+  const Vector high = PARD_SHUFFLE(a, b, ((lane & h) != 0 ? width + lane : lane + h)...);
+  a = low;
+  b = high;
 }
-inline float sum_of(const Vector& v) {
-  float all[width];
-  __builtin_memcpy(all, &v, sizeof(Vector));
-  return sum_of<width>(all);
+
+template <int h>
+inline void transpose(Vector* rows) {
+  if constexpr (h < width) {
+    for (int i = 0; i < width; ++i) {
+      if ((i & h) == 0) {
+        exchange<h>(rows[i], rows[i + h], std::make_integer_sequence<int, width>());
+      }
+    }
+    transpose<2 * h>(rows);
+  }
 }
 
 // Lanes are rows: a key's element meets the elements of all queries at once, and no sum runs across
@@ -127,25 +148,25 @@ void attend_together(const AttentionRows& rows, int first, int count, const Atte
     const Vector before = highest;
     for (s = 0; s < n; ++s) highest = max_of(highest, scores[s]);
     const Vector shrink = exp_of(before - highest);
-    total *= shrink;
+    Vector weights[width] = {};  // sums of every width-th
     for (s = 0; s < n; ++s) {
       scores[s] = exp_of(scores[s] - highest);
-      total += scores[s];
+      weights[s % width] += scores[s];
     }
+    total = total * shrink + sum_of(weights);
     int d = 0;
     for (; d + tile <= dim; d += tile) {
-      Vector tiled[tile];
-      for (int j = 0; j < tile; ++j) tiled[j] = sums[d + j] * shrink;
+      Vector tiled[tile] = {};
       for (s = 0; s < n; ++s) {
         const Vector weight = scores[s];
         for (int j = 0; j < tile; ++j) tiled[j] += weight * values[s * dim + d + j];
       }
-      for (int j = 0; j < tile; ++j) sums[d + j] = tiled[j];
+      for (int j = 0; j < tile; ++j) sums[d + j] = sums[d + j] * shrink + tiled[j];
     }
     for (; d < dim; ++d) {
-      Vector sum = sums[d] * shrink;
+      Vector sum{};
       for (s = 0; s < n; ++s) sum += scores[s] * values[s * dim + d];
-      sums[d] = sum;
+      sums[d] = sums[d] * shrink + sum;
     }
   }
   for (int d = 0; d < dim; ++d) {
@@ -154,80 +175,88 @@ void attend_together(const AttentionRows& rows, int first, int count, const Atte
   }
 }
 
-// Lanes are the elements of the one row there is. It is summed in another order.
-void attend_alone(const AttentionRows& rows, const AttentionHead& head) {
-  const std::int64_t num_keys = rows.num_keys[0];
+// Lanes are keys, and then the elements of values: for rows too few to fill a Vector. Every sum has
+// the order it has above, so that the bits are the same.
+void attend_alone(const float* query_row, float* output, std::int64_t num_keys,
+                  const AttentionHead& head) {
   const int dim = head.head_dim;
   const int whole = dim - dim % width;  // the rest goes one by one
   alignas(64) float query[AttentionRows::max_head_dim];
   alignas(64) float sums[AttentionRows::max_head_dim];
   for (int d = 0; d < dim; ++d) {
-    query[d] = rows.queries[0][d] * head.scale;
+    query[d] = query_row[d] * head.scale;
     sums[d] = 0;
   }
-  alignas(64) float scores[block] = {};
+  alignas(64) float scores[block];
   float highest = lowest;
   float total = 0;
   for (std::int64_t begin = 0; begin < num_keys; begin += block) {
     const int n = static_cast<int>(num_keys - begin < block ? num_keys - begin : block);
     const float* keys = head.keys + begin * dim;
     const float* values = head.values + begin * dim;
-    for (int s = 0; s < n; ++s) {
-      const float* key = keys + s * dim;
-      Vector products{};
-      for (int d = 0; d < whole; d += width) products += load(query + d) * load(key + d);
-      float score = sum_of(products);
-      for (int d = whole; d < dim; ++d) score += query[d] * key[d];
-      scores[s] = score;
-    }
-    if (head.softcap > 0) {
-      for (int s = 0; s < n; s += width) store(scores + s, capped(load(scores + s), head.softcap));
-    }
-    for (int s = n; s < block; ++s) scores[s] = lowest;
-    Vector blocks_highest = Vector{} + highest;
-    for (int s = 0; s < n; s += width) {
-      blocks_highest = max_of(blocks_highest, load(scores + s));
+    Vector most = Vector{} + highest;
+    for (int first = 0; first < n; first += width) {
+      const float* rows[width];  // behind the last key, the last one again
+      for (int i = 0; i < width; ++i) rows[i] = keys + (first + i < n ? first + i : n - 1) * dim;
+      Vector score{};
+      for (int d = 0; d < whole; d += width) {
+        Vector columns[width];
+        for (int i = 0; i < width; ++i) columns[i] = load(rows[i] + d);
+        transpose<1>(columns);
+        for (int i = 0; i < width; ++i) score += query[d + i] * columns[i];
+      }
+      for (int d = whole; d < dim; ++d) {
+        Vector column;
+        for (int i = 0; i < width; ++i) column[i] = rows[i][d];
+        score += query[d] * column;
+      }
+      if (head.softcap > 0) score = capped(score, head.softcap);
+      for (int i = n - first; i < width; ++i) score[i] = lowest;
+      store(scores + first, score);
+      most = max_of(most, score);
     }
     const float before = highest;
-    for (int i = 0; i < width; ++i) {
-      highest = blocks_highest[i] > highest ? blocks_highest[i] : highest;
-    }
-    Vector totals{};
+    for (int i = 0; i < width; ++i) highest = most[i] > highest ? most[i] : highest;
+    Vector weights{};
     for (int s = 0; s < n; s += width) {
-      const Vector weights = exp_of(load(scores + s) - highest);
-      store(scores + s, weights);
-      totals += weights;
+      const Vector weight = exp_of(load(scores + s) - highest);
+      store(scores + s, weight);
+      weights += weight;
     }
+    float lanes[width];
+    store(lanes, weights);
     const float shrink = exp_of(Vector{} + (before - highest))[0];
-    total = total * shrink + sum_of(totals);
+    total = total * shrink + sum_of(lanes);
     int d = 0;
     for (; d + 2 * width <= dim; d += 2 * width) {
-      Vector left = load(sums + d) * shrink;
-      Vector right = load(sums + d + width) * shrink;
+      Vector left{};
+      Vector right{};
       for (int s = 0; s < n; ++s) {
         left += scores[s] * load(values + s * dim + d);
         right += scores[s] * load(values + s * dim + d + width);
       }
-      store(sums + d, left);
-      store(sums + d + width, right);
+      store(sums + d, load(sums + d) * shrink + left);
+      store(sums + d + width, load(sums + d + width) * shrink + right);
     }
     for (; d < dim; ++d) {
-      float sum = sums[d] * shrink;
+      float sum = 0;
       for (int s = 0; s < n; ++s) sum += scores[s] * values[s * dim + d];
-      sums[d] = sum;
+      sums[d] = sums[d] * shrink + sum;
     }
   }
-  for (int d = 0; d < dim; ++d) rows.outputs[0][d] = sums[d] / total;
+  for (int d = 0; d < dim; ++d) output[d] = sums[d] / total;
 }
 
 void attend(const AttentionRows& rows, const AttentionHead& head) {
-  if (rows.is_alone) {
-    attend_alone(rows, head);
-    return;
-  }
   for (int first = 0; first < rows.count; first += width) {
     const int count = rows.count - first < width ? rows.count - first : width;
-    attend_together(rows, first, count, head);
+    if (count > few) {
+      attend_together(rows, first, count, head);
+      continue;
+    }
+    for (int i = first; i < first + count; ++i) {
+      attend_alone(rows.queries[i], rows.outputs[i], rows.num_keys[i], head);
+    }
   }
 }
 

@@ -219,7 +219,6 @@ void Kernel::compute(ort::KernelContext* context) const {
     const std::int64_t begin = task % blocks * AttentionRows::max_count;
     float turned[AttentionRows::max_count][AttentionRows::max_head_dim];
     AttentionRows block;
-    block.is_alone = per_head == 1;
     block.count =
         static_cast<int>(std::min<std::int64_t>(per_head - begin, AttentionRows::max_count));
     for (int i = 0; i < block.count; ++i) {
