@@ -136,7 +136,10 @@ def measure_forwards(work: Path, size: Size) -> Json:
 def forwards_in_turns(work: Path, size: Size) -> dict[tuple[int, int], dict[str, list[float]]]:
     """Milliseconds of every forward by past and rows, then graph; the models are opened for it."""
     tokens = random.Random(0).choices(range(size.vocab), k=max(size.pasts) + max(ROWS))
-    models = {graph.name: open_model(work / graph.folder) for graph in GRAPHS}
+    models = {
+        graph.name: open_model(work / graph.folder, own_attention=graph.maker != "builder")
+        for graph in GRAPHS
+    }
     for model in models.values():
         for past in size.pasts:
             prefill(model, past, tokens)

@@ -129,6 +129,7 @@ def page(found: Json, measured: Sequence[str]) -> str:
             Milliseconds of a forward with logits for every row, one thread, through
             `OnnxModel.forward` from Python. The call itself costs less than
             {found["binding_us"]:.0f} us, which a graph of two layers of width 64 takes in all.
+            *builder* runs with ONNX Runtime's own attention here, *gqa* with pard-rt's.
             """),
         f"Over {short:,} past tokens:",
         forwards_table(found["forwards"], short),
@@ -139,7 +140,7 @@ def page(found: Json, measured: Sequence[str]) -> str:
         "## Where the two forms differ",
         prose(f"""
             Milliseconds by operator, one thread, {long:,} past tokens, after ONNX Runtime's
-            optimisations, in its own count:
+            optimisations, in its own count, and with its own attention:
             """),
         profile_table(found["profiles"]),
         prose("""

@@ -411,7 +411,7 @@ class SayingExecutor(RoundExecutor):
         (SayingExecutor(SequenceRound(num_proposals=-1, tokens=[1])), "0 of -1"),
         (SayingExecutor(SequenceRound(num_proposals=65, tokens=[1])), "0 of 65"),
         (SayingExecutor(SequenceRound(num_proposals=2, num_accepted=2, tokens=[1])), "got 1"),
-        (SayingExecutor(SequenceRound(tokens=[VOCAB])), f"below {VOCAB}"),
+        (SayingExecutor(SequenceRound(tokens=[VOCAB])), f"in 0..{VOCAB - 1}"),
         (SayingExecutor(SequenceRound(tokens=[-1])), "got -1"),
         (SayingExecutor(SequenceRound(tokens=[1]), count=2), "1 rounds, got 2"),
     ],
@@ -422,6 +422,15 @@ def test_rounds_that_cannot_be_are_refused(executor: RoundExecutor, message: str
     with pytest.raises(pard_rt.ModelError, match=message):
         decoder.step()
     assert len(sequence.generated) == 0
+
+
+def test_what_is_no_round_is_refused() -> None:
+    with pytest.raises(TypeError, match="an exception or None, not 'boom'"):
+        SequenceRound(error="boom")  # type: ignore[arg-type]
+    decoder = pard_rt.Decoder(SayingExecutor(5))  # type: ignore[arg-type]
+    decoder.add(PROMPT)
+    with pytest.raises(TypeError, match="SequenceRounds, not 5"):
+        decoder.step()
 
 
 def test_an_executor_without_rows_gives_no_log_probabilities() -> None:

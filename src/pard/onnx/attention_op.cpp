@@ -58,9 +58,11 @@ struct Rotation {
   }
 };
 
+using Shape = std::array<std::int64_t, 4>;  // zeros behind the last dimension
+
 struct Tensor {
   float* data = nullptr;  // null: not given
-  std::array<std::int64_t, 4> shape{};
+  Shape shape{};
 };
 
 // A run of the operator.
@@ -141,7 +143,8 @@ Rotation Kernel::rotation(const Attention& attention) const {
   if (!rotates) return {};
   const Tensor cos = attention.input(cos_input);
   const Tensor sin = attention.input(sin_input);
-  attention.require(cos.data != nullptr && sin.data != nullptr, "do_rotary without its cosines");
+  attention.require(cos.data != nullptr && sin.shape == cos.shape && cos.shape[2] == 0,
+                    "do_rotary without its cosines and sines");
   return {cos.data, sin.data, cos.shape[1], cos.shape[0], interleaved};
 }
 
@@ -152,16 +155,24 @@ void Kernel::compute(ort::KernelContext* context) const {
   const Tensor value = run.input(value_input);
   const Tensor past_key = run.input(past_key_input);
   const Tensor past_value = run.input(past_value_input);
-  const auto* seqlens = reinterpret_cast<const std::int32_t*>(run.input(seqlens_input).data);
+  const Tensor lengths = run.input(seqlens_input);
+  const auto* seqlens = reinterpret_cast<const std::int32_t*>(lengths.data);
   const std::int64_t total = *reinterpret_cast<const std::int32_t*>(run.input(total_input).data);
   const Rotation rotation = this->rotation(run);
 
   const auto [batch, rows, query_size, unused] = query.shape;
   const bool packed = key.data == nullptr;
   const std::int64_t dim = query_size / (num_heads + (packed ? 2 * num_kv_heads : 0));
-  const std::int64_t past_capacity = past_key.shape[2];
-  const std::int64_t capacity = std::max(past_capacity, total);
+  const std::int64_t capacity = past_key.shape[2];
   const std::int64_t group = num_heads / num_kv_heads;
+  const std::int64_t kv_size = num_kv_heads * dim;
+  const Shape cache_shape{batch, num_kv_heads, capacity, dim};
+  const Shape kv_shape{batch, rows, kv_size};
+  run.require(dim > 0 && lengths.shape[0] == batch && past_key.shape == cache_shape &&
+                  past_value.shape == cache_shape,
+              "queries, keys and values of shapes that do not fit");
+  run.require(packed || (key.shape == kv_shape && value.shape == kv_shape),
+              "new keys or values of a shape that does not fit");
   run.require(dim <= AttentionRows::max_head_dim, "heads are too large");
   run.require(total <= rotation.positions || rotation.cos == nullptr,
               "positions behind the last cosine");
@@ -170,9 +181,10 @@ void Kernel::compute(ort::KernelContext* context) const {
   float* output = run.output(0, {batch, rows, num_heads * dim});
   float* keys = run.output(1, {batch, num_kv_heads, capacity, dim});
   float* values = run.output(2, {batch, num_kv_heads, capacity, dim});
+  run.require(keys == past_key.data && values == past_value.data,
+              "keys and values that are not in place");
 
-  // Where row r of sequence b has its queries, and its keys and values.
-  const std::int64_t kv_size = num_kv_heads * dim;
+  // Where row r of sequence b has its new keys and values.
   const auto key_row = [&](std::int64_t row) {
     return packed ? query.data + row * query_size + num_heads * dim : key.data + row * kv_size;
   };
@@ -184,17 +196,11 @@ void Kernel::compute(ort::KernelContext* context) const {
 
   for (std::int64_t b = 0; b < batch; ++b) {
     const std::int64_t past = past_of(b);
-    run.require(past >= 0 && past + rows <= total && past <= past_capacity,
+    run.require(past >= 0 && past + rows <= total && total <= capacity,
                 "lengths that do not fit the keys and values");
     for (std::int64_t h = 0; h < num_kv_heads; ++h) {
-      const std::int64_t head = b * num_kv_heads + h;
-      float* new_keys = keys + head * capacity * dim;
-      float* new_values = values + head * capacity * dim;
-      if (keys != past_key.data) {
-        const std::int64_t begin = head * past_capacity * dim;
-        std::copy_n(past_key.data + begin, past * dim, new_keys);
-        std::copy_n(past_value.data + begin, past * dim, new_values);
-      }
+      float* new_keys = keys + (b * num_kv_heads + h) * capacity * dim;
+      float* new_values = values + (b * num_kv_heads + h) * capacity * dim;
       for (std::int64_t r = 0; r < rows; ++r) {
         const std::int64_t position = past + r;
         rotation.apply(key_row(b * rows + r) + h * dim, dim, position, new_keys + position * dim);

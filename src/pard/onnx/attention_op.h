@@ -5,8 +5,8 @@
 namespace pard {
 
 // GroupQueryAttention on the CPU by the kernel of attention_kernel.h, under the name and domain of
-// ONNX Runtime's own operator: a session that is given it prefers it. float32; keys and values in
-// place or copied; not all that the operator has, see OnnxFileSummary::attention_is_plain.
+// ONNX Runtime's own operator: a session that is given it prefers it. float32; past and new keys
+// and values in one buffer; not all that the operator has, see OnnxFileSummary::attention_is_plain.
 //
 // ONNX Runtime multiplies matrices per head, which pays for prompts. The rows of a verification are
 // too few for that: here they take a third to a tenth of the time.
