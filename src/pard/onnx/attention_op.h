@@ -8,8 +8,7 @@ namespace pard {
 // ONNX Runtime's own operator: a session that is given it prefers it. float32; past and new keys
 // and values in one buffer; not all that the operator has, see OnnxFileSummary::attention_is_plain.
 //
-// ONNX Runtime multiplies matrices per head, which pays for prompts. The rows of a verification are
-// too few for that: here they take a third to a tenth of the time.
+// ONNX Runtime multiplies matrices, head by head, for which the rows of a verification are too few.
 constexpr const char* attention_op_domain = "com.microsoft";
 constexpr std::size_t attention_op_inputs = 9;   // query .. sin_cache; those behind stay empty
 constexpr std::size_t attention_op_outputs = 3;  // output, keys, values
