@@ -3,6 +3,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
+#include <limits>
 #include <random>
 #include <vector>
 
@@ -108,6 +110,36 @@ TEST_CASE("attention: scores that are far apart leave one key, and the first key
   check_rows(far);
   Text first(3, 3, 32, 0);  // row 0 sees one key
   check_rows(first);
+}
+
+TEST_CASE("attention: what is no number is not lost, and hidden from those who do not see it") {
+  constexpr float no_number[] = {std::numeric_limits<float>::quiet_NaN(),
+                                 std::numeric_limits<float>::infinity()};
+  for (const AttendRows attend : all_attend_rows()) {
+    for (const int count : {1, 2, 16}) {
+      for (const float bad : no_number) {
+        for (const std::int64_t key : {0, 70, 99}) {
+          CAPTURE(count);
+          CAPTURE(bad);
+          CAPTURE(key);
+          for (const bool in_values : {false, true}) {
+            Text text(100, count, 32, 0);
+            (in_values ? text.values : text.keys)[static_cast<std::size_t>(key * 32)] = bad;
+            attend(text.rows, text.head);
+            for (int i = 0; i < count; ++i) {
+              const float* output = text.rows.outputs[i];
+              const bool is_finite =
+                  std::all_of(output, output + 32, [](float x) { return std::isfinite(x); });
+              // A score of -inf is a key with no weight; one of +inf or NaN leaves nothing.
+              const bool is_seen = key < text.rows.num_keys[i];
+              if (in_values || std::isnan(bad)) CHECK(is_finite != is_seen);
+              if (!is_seen) CHECK(is_finite);
+            }
+          }
+        }
+      }
+    }
+  }
 }
 
 TEST_CASE("attention: a row's bits do not depend on its company") {

@@ -141,6 +141,46 @@ TEST_CASE("onnx file: what is no graph is refused") {
                  "Git LFS"));
 }
 
+TEST_CASE("onnx file: attention is plain where a node asks for nothing else") {
+  const auto message = [](int number, const std::string& bytes) {  // fewer than 128 of them
+    const int key = number * 8 + 2;
+    const std::string head =
+        key < 128 ? std::string{static_cast<char>(key)}
+                  : std::string{static_cast<char>(key % 128 + 128), static_cast<char>(key / 128)};
+    return head + static_cast<char>(bytes.size()) + bytes;
+  };
+  const auto attribute = [&](const char* name, int value) {
+    return message(5, message(1, name) + static_cast<char>(3 << 3) + static_cast<char>(value));
+  };
+  const std::string attends = message(4, "GroupQueryAttention");
+  const auto in_graph = [&](const std::string& node) { return message(1, node); };
+  const auto is_plain = [&](const std::string& model) {
+    return summarize_onnx(model, "f").attention_is_plain;
+  };
+  const auto node_is_plain = [&](const std::string& node) {
+    return is_plain(message(7, in_graph(node)));
+  };
+  CHECK(node_is_plain(attends));
+  CHECK(node_is_plain(attends + attribute("num_heads", 4) + attribute("causal", 1)));
+  CHECK(node_is_plain(attends + attribute("local_window_size", 0)));
+  CHECK_FALSE(node_is_plain(attends + attribute("local_window_size", 8)));
+  CHECK_FALSE(node_is_plain(attends + attribute("causal", 0)));
+  CHECK_FALSE(node_is_plain(attends + attribute("unheard_of", 0)));
+  std::string inputs;
+  for (int i = 0; i < 9; ++i) inputs += message(1, "x");
+  CHECK(node_is_plain(attends + inputs + message(1, "") + message(1, "")));
+  CHECK_FALSE(node_is_plain(attends + inputs + message(1, "") + message(1, "sinks")));
+
+  const std::string branch = message(5, message(1, "then_branch") + message(6, in_graph(attends)));
+  CHECK_FALSE(node_is_plain(message(4, "If") + branch));
+  CHECK_FALSE(is_plain(message(25, message(7, attends)) + message(7, "")));
+  std::string deep = attends;
+  while (deep.size() < 100) {
+    deep = message(4, "If") + message(5, message(6, in_graph(deep)));
+  }
+  CHECK_FALSE(node_is_plain(deep));
+}
+
 TEST_CASE("kv buffer: rows survive growth in both layouts") {
   // What it is told to do, it does; what nobody wrote is no number.
   class Plain final : public Memory {

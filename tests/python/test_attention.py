@@ -88,11 +88,23 @@ def rows(model: pard_rt.OnnxModel) -> NDArray[np.float32]:
         ("qwen2", attributes(rotary_interleaved=1)),
         ("qwen2", attributes(do_rotary=0)),
         ("qwen2", attributes(local_window_size=-1, smooth_softmax=0)),
+        ("qwen2", attributes(softcap=1e5)),
         ("qwen2", split),
         ("qwen3", half_rotary),
         ("gemma", attributes()),
     ],
-    ids=["-", "softcap", "scale", "interleaved", "no-rotary", "off", "split", "half", "gemma"],
+    ids=[
+        "-",
+        "softcap",
+        "scale",
+        "interleaved",
+        "no-rotary",
+        "off",
+        "cap",
+        "split",
+        "half",
+        "gemma",
+    ],
 )
 def test_rows_are_those_of_onnxruntime(
     tiny_models: TinyModels, tmp_path: Path, architecture: str, change: Change

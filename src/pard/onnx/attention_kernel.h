@@ -27,8 +27,9 @@ struct AttentionHead {
 
 // outputs = softmax(queries keys^T * scale) values, in float32.
 //
-// Every key and value is read once for all rows: this is what makes verifying K + 1 rows cheap. A
-// row's output is bit for bit the same whatever rows are with it.
+// Every key and value is read once for as many rows as a vector register has floats (16, 8 or 4):
+// this is what makes verifying K + 1 rows cheap. A row's output is bit for bit the same whatever
+// rows are with it, and NaN where a score is.
 using AttendRows = void (*)(const AttentionRows&, const AttentionHead&);
 
 // The fastest that this machine's CPU can run.

@@ -19,17 +19,19 @@ namespace {
 // Less than this many products are done sooner than another thread wakes up.
 constexpr std::int64_t worth_a_thread = 1 << 20;
 
+constexpr std::int64_t most_heads = 1 << 16;
+
 // Inputs a node may name as left out, those of later versions of the operator included.
 constexpr std::size_t num_empty_inputs = 16;
 
 enum Input : std::size_t {
-  query_input,  // [B, R, (H + 2 KV) D] with keys and values behind the queries, or [B, R, H D]
-  key_input,    // [B, R, KV D]
+  query_input,  // [1, R, (H + 2 KV) D] with keys and values behind the queries, or [1, R, H D]
+  key_input,    // [1, R, KV D]
   value_input,
-  past_key_input,  // [B, KV, S, D]
+  past_key_input,  // [1, KV, S, D]
   past_value_input,
-  seqlens_input,  // [B]: the length with the new rows, less 1
-  total_input,    // the longest of them
+  seqlens_input,  // [1]: the length with the new rows, less 1
+  total_input,    // says the same
   cos_input,      // [positions, half of the dimensions that turn]
   sin_input,
 };
@@ -58,11 +60,12 @@ struct Rotation {
   }
 };
 
-using Shape = std::array<std::int64_t, 4>;  // zeros behind the last dimension
+constexpr std::int64_t absent = -1;  // of a shape, behind its last dimension
+using Shape = std::array<std::int64_t, 4>;
 
 struct Tensor {
   float* data = nullptr;  // null: not given
-  Shape shape{};
+  Shape shape{absent, absent, absent, absent};
 };
 
 // A run of the operator.
@@ -143,7 +146,7 @@ Rotation Kernel::rotation(const Attention& attention) const {
   if (!rotates) return {};
   const Tensor cos = attention.input(cos_input);
   const Tensor sin = attention.input(sin_input);
-  attention.require(cos.data != nullptr && sin.shape == cos.shape && cos.shape[2] == 0,
+  attention.require(cos.data != nullptr && sin.shape == cos.shape && cos.shape[2] == absent,
                     "do_rotary without its cosines and sines");
   return {cos.data, sin.data, cos.shape[1], cos.shape[0], interleaved};
 }
@@ -155,74 +158,57 @@ void Kernel::compute(ort::KernelContext* context) const {
   const Tensor value = run.input(value_input);
   const Tensor past_key = run.input(past_key_input);
   const Tensor past_value = run.input(past_value_input);
-  const Tensor lengths = run.input(seqlens_input);
-  const auto* seqlens = reinterpret_cast<const std::int32_t*>(lengths.data);
-  const std::int64_t total = *reinterpret_cast<const std::int32_t*>(run.input(total_input).data);
+  const Tensor seqlens = run.input(seqlens_input);
   const Rotation rotation = this->rotation(run);
 
-  const auto [batch, rows, query_size, unused] = query.shape;
+  const auto [batch, rows, query_size, none] = query.shape;
   const bool packed = key.data == nullptr;
   const std::int64_t dim = query_size / (num_heads + (packed ? 2 * num_kv_heads : 0));
-  const std::int64_t capacity = past_key.shape[2];
-  const std::int64_t group = num_heads / num_kv_heads;
   const std::int64_t kv_size = num_kv_heads * dim;
-  const Shape cache_shape{batch, num_kv_heads, capacity, dim};
-  const Shape kv_shape{batch, rows, kv_size};
-  run.require(dim > 0 && lengths.shape[0] == batch && past_key.shape == cache_shape &&
-                  past_value.shape == cache_shape,
-              "queries, keys and values of shapes that do not fit");
-  run.require(packed || (key.shape == kv_shape && value.shape == kv_shape),
-              "new keys or values of a shape that does not fit");
-  run.require(dim <= AttentionRows::max_head_dim, "heads are too large");
+  const std::int64_t capacity = past_key.shape[2];
+  const Shape cache_shape{1, num_kv_heads, capacity, dim};
+  const Shape kv_shape{1, rows, kv_size, absent};
+  run.require(batch == 1 && none == absent && dim > 0 && past_key.shape == cache_shape &&
+                  past_value.shape == cache_shape &&
+                  seqlens.shape == Shape{1, absent, absent, absent} &&
+                  (packed || (key.shape == kv_shape && value.shape == kv_shape)),
+              "inputs whose shapes do not fit each other");
+  run.require(dim <= AttentionRows::max_head_dim && 2 * rotation.half <= dim,
+              "heads or cosines that are too wide");
+
+  const std::int64_t total = std::int64_t{*reinterpret_cast<const std::int32_t*>(seqlens.data)} + 1;
+  const std::int64_t past = total - rows;
+  run.require(past >= 0 && total <= capacity, "lengths that do not fit the keys and values");
   run.require(total <= rotation.positions || rotation.cos == nullptr,
               "positions behind the last cosine");
-  run.require(2 * rotation.half <= dim, "more cosines than a head has dimensions");
 
-  float* output = run.output(0, {batch, rows, num_heads * dim});
-  float* keys = run.output(1, {batch, num_kv_heads, capacity, dim});
-  float* values = run.output(2, {batch, num_kv_heads, capacity, dim});
+  float* output = run.output(0, {1, rows, num_heads * dim});
+  float* keys = run.output(1, {1, num_kv_heads, capacity, dim});
+  float* values = run.output(2, {1, num_kv_heads, capacity, dim});
   run.require(keys == past_key.data && values == past_value.data,
-              "keys and values that are not in place");
+              "keys and values that are not in place, which own_attention=False allows");
 
-  // Where row r of sequence b has its new keys and values.
-  const auto key_row = [&](std::int64_t row) {
-    return packed ? query.data + row * query_size + num_heads * dim : key.data + row * kv_size;
-  };
-  const auto value_row = [&](std::int64_t row) {
-    return packed ? query.data + row * query_size + num_heads * dim + kv_size
-                  : value.data + row * kv_size;
-  };
-  const auto past_of = [&](std::int64_t b) { return std::int64_t{seqlens[b]} + 1 - rows; };
-
-  for (std::int64_t b = 0; b < batch; ++b) {
-    const std::int64_t past = past_of(b);
-    run.require(past >= 0 && past + rows <= total && total <= capacity,
-                "lengths that do not fit the keys and values");
-    for (std::int64_t h = 0; h < num_kv_heads; ++h) {
-      float* new_keys = keys + (b * num_kv_heads + h) * capacity * dim;
-      float* new_values = values + (b * num_kv_heads + h) * capacity * dim;
-      for (std::int64_t r = 0; r < rows; ++r) {
-        const std::int64_t position = past + r;
-        rotation.apply(key_row(b * rows + r) + h * dim, dim, position, new_keys + position * dim);
-        std::copy_n(value_row(b * rows + r) + h * dim, dim, new_values + position * dim);
-      }
+  for (std::int64_t h = 0; h < num_kv_heads; ++h) {
+    for (std::int64_t r = 0; r < rows; ++r) {
+      const float* behind = query.data + r * query_size + num_heads * dim;  // the queries
+      const float* new_key = packed ? behind : key.data + r * kv_size;
+      const float* new_value = packed ? behind + kv_size : value.data + r * kv_size;
+      const std::int64_t row = (h * capacity + past + r) * dim;
+      rotation.apply(new_key + h * dim, dim, past + r, keys + row);
+      std::copy_n(new_value + h * dim, dim, values + row);
     }
   }
 
   // A task: up to 16 rows of queries that share a head of keys and values, whose heads of queries
   // follow one another in every new row.
+  const std::int64_t group = num_heads / num_kv_heads;
   const std::int64_t per_head = rows * group;
   const std::int64_t blocks = (per_head + AttentionRows::max_count - 1) / AttentionRows::max_count;
-  const auto tasks = static_cast<std::size_t>(batch * num_kv_heads * blocks);
-  const bool parallel = batch * rows * num_heads * total * dim > worth_a_thread;
+  const bool parallel = rows * num_heads * total * dim > worth_a_thread;
   const AttendRows attend = attend_rows();
-  run.for_each(tasks, parallel, [&](std::size_t index) {
-    const auto task = static_cast<std::int64_t>(index);
-    const std::int64_t head = task / blocks;
-    const std::int64_t b = head / num_kv_heads;
-    const std::int64_t h = head % num_kv_heads;
-    const std::int64_t past = past_of(b);
-    const std::int64_t begin = task % blocks * AttentionRows::max_count;
+  run.for_each(static_cast<std::size_t>(num_kv_heads * blocks), parallel, [&](std::size_t index) {
+    const std::int64_t h = static_cast<std::int64_t>(index) / blocks;
+    const std::int64_t begin = static_cast<std::int64_t>(index) % blocks * AttentionRows::max_count;
     float turned[AttentionRows::max_count][AttentionRows::max_head_dim];
     AttentionRows block;
     block.count =
@@ -230,15 +216,14 @@ void Kernel::compute(ort::KernelContext* context) const {
     for (int i = 0; i < block.count; ++i) {
       const std::int64_t r = (begin + i) / group;
       const std::int64_t query_head = h * group + (begin + i) % group;
-      const std::int64_t row = b * rows + r;
-      rotation.apply(query.data + row * query_size + query_head * dim, dim, past + r, turned[i]);
+      rotation.apply(query.data + r * query_size + query_head * dim, dim, past + r, turned[i]);
       block.queries[i] = turned[i];
-      block.outputs[i] = output + (row * num_heads + query_head) * dim;
+      block.outputs[i] = output + (r * num_heads + query_head) * dim;
       block.num_keys[i] = past + r + 1;
     }
     const float default_scale = 1.0F / std::sqrt(static_cast<float>(dim));
-    attend(block, {keys + head * capacity * dim, values + head * capacity * dim,
-                   static_cast<int>(dim), scale == 0 ? default_scale : scale, softcap});
+    attend(block, {keys + h * capacity * dim, values + h * capacity * dim, static_cast<int>(dim),
+                   scale == 0 ? default_scale : scale, softcap});
   });
 }
 
@@ -261,21 +246,22 @@ ort::Status* create_kernel_of(const ort::CustomOp* op, const void*, const ort::K
   const ort::Api& api = own(op).api;
   return reported(api, [&] {
     auto made = std::make_unique<Kernel>(Kernel{.api = api});
-    const auto absent = [&](ort::Status* status) {  // attributes may be
+    const auto optional = [&](ort::Status* status) {  // attributes may be
       if (status != nullptr) api.release_status(status);
-      return status != nullptr;
     };
     std::int64_t rotates = 0;
     std::int64_t interleaved = 0;
+    const std::int64_t& heads = made->num_heads;
+    const std::int64_t& kv_heads = made->num_kv_heads;
+    optional(api.get_int_attribute(info, "num_heads", &made->num_heads));
+    optional(api.get_int_attribute(info, "kv_num_heads", &made->num_kv_heads));
     Attention::require(
-        !absent(api.get_int_attribute(info, "num_heads", &made->num_heads)) &&
-            !absent(api.get_int_attribute(info, "kv_num_heads", &made->num_kv_heads)) &&
-            made->num_kv_heads > 0 && made->num_heads % made->num_kv_heads == 0,
-        "GroupQueryAttention without its numbers of heads");
-    absent(api.get_float_attribute(info, "scale", &made->scale));
-    absent(api.get_float_attribute(info, "softcap", &made->softcap));
-    absent(api.get_int_attribute(info, "do_rotary", &rotates));
-    absent(api.get_int_attribute(info, "rotary_interleaved", &interleaved));
+        kv_heads > 0 && heads >= kv_heads && heads <= most_heads && heads % kv_heads == 0,
+        "GroupQueryAttention with numbers of heads that make no sense");
+    optional(api.get_float_attribute(info, "scale", &made->scale));
+    optional(api.get_float_attribute(info, "softcap", &made->softcap));
+    optional(api.get_int_attribute(info, "do_rotary", &rotates));
+    optional(api.get_int_attribute(info, "rotary_interleaved", &interleaved));
     made->rotates = rotates != 0;
     made->interleaved = interleaved != 0;
     *kernel = made.release();

@@ -5,8 +5,9 @@
 namespace pard {
 
 // GroupQueryAttention on the CPU by the kernel of attention_kernel.h, under the name and domain of
-// ONNX Runtime's own operator: a session that is given it prefers it. float32; past and new keys
-// and values in one buffer; not all that the operator has, see OnnxFileSummary::attention_is_plain.
+// ONNX Runtime's own operator: a session that is given it prefers it. float32; one sequence, past
+// and new keys and values in one buffer; not all that the operator has, see
+// OnnxFileSummary::attention_is_plain.
 //
 // ONNX Runtime multiplies matrices, head by head, for which the rows of a verification are too few.
 constexpr const char* attention_op_domain = "com.microsoft";

@@ -153,46 +153,61 @@ void summarize_tensor(Message tensor, OnnxFileSummary& summary) {
   }
 }
 
-// AttributeProto: name = 1, f = 2, i = 3. Whether it leaves out what attention_op.h does not have.
-bool is_plain(Message attribute) {
-  constexpr std::array known = {"num_heads", "kv_num_heads", "scale",
-                                "softcap",   "do_rotary",    "rotary_interleaved"};
-  bool is_known = false;
-  bool is_off = true;
-  while (const auto field = attribute.next()) {
-    if (field->number == 1 && field->bytes) {
-      is_known = std::find(known.begin(), known.end(), *field->bytes) != known.end();
-    } else if (field->number == 2) {
-      is_off = is_off && field->value == 0;
-    } else if (field->number == 3) {
-      is_off = is_off && (field->value == 0 || ~field->value == 0);  // 0 or -1
-    } else if (field->bytes) {
-      is_off = is_off && (field->bytes->empty() || *field->bytes == "NONE");
-    }
-  }
-  return is_known || is_off;
+// Whether an attribute of GroupQueryAttention asks for nothing that attention_op.h lacks.
+bool is_plain(std::string_view name, std::uint64_t value, std::string_view text) {
+  constexpr std::array<std::string_view, 6> any = {
+      "num_heads", "kv_num_heads", "scale", "softcap", "do_rotary", "rotary_interleaved"};
+  constexpr std::array<std::string_view, 2> on = {"causal", "unidirectional"};
+  constexpr std::array<std::string_view, 7> off = {
+      "local_window_size", "smooth_softmax", "sliding_window_cache", "qk_output",
+      "k_quant_type",      "v_quant_type",   "kv_cache_bit_width"};
+  const auto holds = [&](const auto& names) {
+    return std::find(names.begin(), names.end(), name) != names.end();
+  };
+  const bool is_off = (value == 0 || ~value == 0) && (text.empty() || text == "NONE");  // 0 or -1
+  return holds(any) || (holds(on) && value == 1) || (holds(off) && is_off);
 }
 
-// NodeProto: input = 1, output = 2, op_type = 4, attribute = 5.
-void summarize_node(Message node, OnnxFileSummary& summary) {
+void summarize_graph(Message graph, OnnxFileSummary& summary, int depth);
+
+// AttributeProto: name = 1, f = 2, i = 3, s = 4, g = 6, graphs = 11. Says whether it is plain.
+bool summarize_attribute(Message attribute, OnnxFileSummary& summary, int depth) {
+  std::string_view name;
+  std::string_view text;
+  std::uint64_t value = 0;
+  while (const auto field = attribute.next()) {
+    if (field->number == 1 && field->bytes) {
+      name = *field->bytes;
+    } else if (field->number == 4 && field->bytes) {
+      text = *field->bytes;
+    } else if ((field->number == 2 || field->number == 3) && !field->bytes) {
+      value = field->value;
+    } else if ((field->number == 6 || field->number == 11) && field->bytes) {
+      summarize_graph(attribute.inside(*field), summary, depth + 1);
+    }
+  }
+  return is_plain(name, value, text);
+}
+
+// NodeProto: input = 1, output = 2, op_type = 4, attribute = 5. `depth`: graphs it lies inside.
+void summarize_node(Message node, OnnxFileSummary& summary, int depth) {
   std::string_view op_type;
-  std::size_t inputs = 0;  // up to the last that is given
-  std::size_t outputs = 0;
-  std::array<std::size_t, 2> given{};
-  bool plain = true;
+  std::array<std::size_t, 2> counts{};
+  std::array<std::size_t, 2> given{};  // inputs and outputs, up to the last that has a name
+  bool plain = depth == 0;
   while (const auto part = node.next()) {
     if (!part->bytes) continue;
     if (part->number == 1 || part->number == 2) {
-      std::size_t& count = part->number == 1 ? inputs : outputs;
-      ++count;
-      if (!part->bytes->empty()) given[part->number - 1] = count;
+      const std::size_t which = part->number - 1;
+      ++counts[which];
+      if (!part->bytes->empty()) given[which] = counts[which];
     } else if (part->number == 4) {
       op_type = *part->bytes;
     } else if (part->number == 5) {
-      plain = is_plain(node.inside(*part)) && plain;
+      plain = summarize_attribute(node.inside(*part), summary, depth) && plain;
     }
   }
-  summary.op_types.emplace(op_type);
+  if (depth == 0) summary.op_types.emplace(op_type);
   if (op_type == "GroupQueryAttention" &&
       !(plain && given[0] <= attention_op_inputs && given[1] <= attention_op_outputs)) {
     summary.attention_is_plain = false;
@@ -219,16 +234,26 @@ void summarize_input(Message input, OnnxFileSummary& summary) {
 }
 
 // GraphProto: node = 1, initializer = 5, input = 11.
-void summarize_graph(Message graph, OnnxFileSummary& summary) {
+void summarize_graph(Message graph, OnnxFileSummary& summary, int depth) {
+  if (depth > 32) graph.fail();
   while (const auto field = graph.next()) {
-    if (!field->bytes) continue;
+    if (!field->bytes) {
+      continue;
+    }
     if (field->number == 5) {
       summarize_tensor(graph.inside(*field), summary);
     } else if (field->number == 1) {
-      summarize_node(graph.inside(*field), summary);
-    } else if (field->number == 11) {
+      summarize_node(graph.inside(*field), summary, depth);
+    } else if (field->number == 11 && depth == 0) {
       summarize_input(graph.inside(*field), summary);
     }
+  }
+}
+
+// FunctionProto: node = 7.
+void summarize_function(Message function, OnnxFileSummary& summary) {
+  while (const auto field = function.next()) {
+    if (field->number == 7 && field->bytes) summarize_node(function.inside(*field), summary, 1);
   }
 }
 
@@ -245,7 +270,9 @@ OnnxFileSummary summarize_onnx(std::string_view bytes, const std::string& file) 
   while (const auto field = model.next()) {
     if (field->number == 7 && field->bytes) {  // ModelProto.graph
       has_graph = true;
-      summarize_graph(model.inside(*field), summary);
+      summarize_graph(model.inside(*field), summary, 0);
+    } else if (field->number == 25 && field->bytes) {  // .functions
+      summarize_function(model.inside(*field), summary);
     }
   }
   if (!has_graph) {

@@ -14,7 +14,7 @@ struct OnnxFileSummary {
   std::set<std::string> op_types;  // of the graph's own nodes; subgraphs are not entered
 
   // Whether every GroupQueryAttention is what attention_op.h computes: causal, over float32 keys
-  // and values, without masks, windows, sinks or quantized caches.
+  // and values, without masks, windows, sinks or quantized caches; and none lies in a subgraph.
   bool attention_is_plain = true;
 
   // Files with weights that lie beside the graph, and the bytes each must have at least.

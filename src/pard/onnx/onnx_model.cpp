@@ -51,7 +51,8 @@ FolderContract open_contract(const std::filesystem::path& folder, const OnnxMode
       contains_any(summary.op_types, {"MatMulNBits", "MatMulInteger", "QMoE"})) {
     contract.weights = "int4";
   }
-  contract.attention_is_plain = summary.attention_is_plain;
+  contract.attention_is_plain =
+      summary.attention_is_plain && summary.op_types.contains("GroupQueryAttention");
   if (options.max_length) {
     if (*options.max_length < 2 || *options.max_length > contract.max_length) {
       throw InvalidArgument(
