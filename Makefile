@@ -9,7 +9,7 @@ ONNXRUNTIME = $(wildcard $(CURDIR)/$(VENV)/lib/python3*/site-packages/onnxruntim
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 PACKAGE := $(shell git ls-files src csrc python cmake CMakeLists.txt pyproject.toml)
-SOURCES := $(shell git ls-files '*.h' '*.cpp' '*.hip')
+SOURCES := $(shell git ls-files '*.h' '*.inl' '*.cpp' '*.hip')
 
 .PHONY: help demo test test-cpp test-python fuzz lint format bench gpu-check wheel setup clean
 

@@ -56,18 +56,22 @@ class LineReader {
   std::jthread thread_{[this] { read(); }};  // last: it uses the others
 };
 
-// The next word as a number, all of it and in range; false at the end of the line.
+// A word as a number, all of it and in range.
+template <class Number>
+void parse(const std::string& word, Number& number, const char* problem, const char* expected) {
+  const char* end = word.data() + word.size();
+  const auto [stop, error] = std::from_chars(word.data(), end, number);
+  if (error != std::errc() || stop != end) {
+    throw pard::InvalidArgument({problem, expected, "'" + word + "'", "Send numbers only."});
+  }
+}
+
+// The next word of a request; false at the end of the line.
 template <class Number>
 bool read(std::istringstream& words, Number& number) {
   std::string word;
   if (!(words >> word)) return false;
-  const char* end = word.data() + word.size();
-  const auto [stop, error] = std::from_chars(word.data(), end, number);
-  if (error != std::errc() || stop != end) {
-    throw pard::InvalidArgument({"The line is no request",
-                                 "max_new_tokens temperature seed id id ...", "'" + word + "'",
-                                 "Send numbers only."});
-  }
+  parse(word, number, "The line is no request", "max_new_tokens temperature seed id id ...");
   return true;
 }
 
@@ -140,7 +144,10 @@ int main(int argc, char** argv) {
   try {
     pard::GeneratorOptions options{.target = argv[1]};
     if (argc > 2) options.draft = argv[2];
-    if (argc > 3) options.decoder.num_speculative_tokens = std::stoi(argv[3]);
+    if (argc > 3) {
+      parse(argv[3], options.decoder.num_speculative_tokens.emplace(),
+            "NUM_SPECULATIVE_TOKENS is no number", "0..64");
+    }
     pard::Generator generator(options);
     serve(generator);
   } catch (const std::exception& error) {

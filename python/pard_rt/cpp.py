@@ -23,6 +23,6 @@ def get_cmake_dir() -> str:
             "The C++ library of pard-rt is not installed",
             f"pard_rt-config.cmake in '{path}'",
             "none",
-            "Install the package itself, not in editable mode: pip install pard-rt.",
+            "Install the package itself, not in editable mode: pip install . in a checkout.",
         )
     return str(path)

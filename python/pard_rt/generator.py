@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from collections.abc import Sequence as ListLike
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args, overload
 
 import numpy as np
@@ -147,8 +148,14 @@ class Generator:
     ) -> None:
         _check_choice("device", device, _DEVICES)
         _check_choice("backend", backend, get_args(Backend))
+        if not isinstance(adaptive, bool):
+            raise InvalidArgumentError(
+                "adaptive is no bool", "True or False", repr(adaptive), "Pass one of them."
+            )
         self._is_demo = target == "demo"
         self._adaptive = adaptive
+        self._draft, self._mask_token_id = draft, mask_token_id
+        self._num_proposals = num_speculative_tokens
         self._check(method, draft, num_speculative_tokens, mask_token_id)  # before much is opened
         self._open = partial(open_model, backend=backend, device=device, threads=threads)
         self._target = self._open(target, max_length=max_length)
@@ -172,16 +179,22 @@ class Generator:
         method: Method,
         draft: Source | None = None,
         *,
-        num_speculative_tokens: int = 8,
+        num_speculative_tokens: int | None = None,
         mask_token_id: int | None = None,
     ) -> Generator:
         """Return a generator that drafts otherwise, over this one's target: it is not opened twice.
 
-        Parameters and errors are those of the class. Rounds of the two do not overlap.
+        Parameters and errors are those of the class; what is left out is as this one was given it.
+        Rounds of the two do not overlap.
         """
-        self._check(method, draft, num_speculative_tokens, mask_token_id)
+        if draft is None:
+            draft = self._draft
+            mask_token_id = self._mask_token_id if mask_token_id is None else mask_token_id
+        k = self._num_proposals if num_speculative_tokens is None else num_speculative_tokens
+        self._check(method, draft, k, mask_token_id)
         other = copy.copy(self)
-        other._draft_with(method, draft, num_speculative_tokens, mask_token_id)
+        other._draft, other._mask_token_id, other._num_proposals = draft, mask_token_id, k
+        other._draft_with(method, draft, k, mask_token_id)
         return other
 
     def _check(
@@ -371,6 +384,11 @@ class Generator:
             "top_p": top_p,
             "min_p": min_p,
         }
+        for name, number in filters.items():
+            if not isinstance(number, Real):
+                raise InvalidArgumentError(
+                    f"{name} is no number", "a number", repr(number), "Pass one."
+                )
         strings = (
             tuple(stop) if isinstance(stop, Iterable) and not isinstance(stop, str) else (stop,)
         )

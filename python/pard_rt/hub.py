@@ -47,7 +47,7 @@ def locate(source: str | os.PathLike[str]) -> Path:
         path = Path(name).expanduser()
         if name and path.is_dir():
             return path
-        found = "a file" if path.exists() else found
+        found = "a file" if name and path.exists() else found
     except (OSError, RuntimeError, ValueError) as error:  # too long a name, no such home, a NUL
         found = first_line(error)
     if not isinstance(source, str) or not _may_be_id(name):

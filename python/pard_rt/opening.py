@@ -234,15 +234,15 @@ def _open_module(
     max_length: int | None,
     mask_token_id: int | None,
 ) -> OpenedModel:
-    with requiring("torch", "A module is run by PyTorch; opening it"):
-        from pard_rt.loading import LoadedModel, refit
-    if not isinstance(source, LoadedModel):
+    if not hasattr(source, "seam"):
         raise InvalidArgumentError(
             "This is no model",
             "a folder, a hub id, or what pard_rt.wrap() or pard_rt.load() returned",
             type(source).__name__,
             "Wrap a module of your own with pard_rt.wrap(module, max_length=...).",
         )
+    with requiring("torch", "A module is run by PyTorch; opening it"):
+        from pard_rt.loading import refit
     name, there = source.facts.name, source.seam.device
     if device != there.type or threads < 0:
         raise InvalidArgumentError(

@@ -152,6 +152,12 @@ class Stream:
     def __iter__(self) -> Stream:
         return self
 
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def __next__(self) -> Piece:
         while not self._pieces and not self._request.ended():
             self._rounds.step()

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdio>
 #include <functional>
 #include <string>
 #include <vector>
@@ -186,8 +187,10 @@ Cutoff filter(const Row& row, const SamplingParams& params) {
 
 void require(bool holds, const char* name, const char* expected, float actual, const char* remedy) {
   if (holds) return;
-  throw InvalidArgument({std::string("The sampling parameter ") + name + " is out of range",
-                         expected, std::to_string(actual), remedy});
+  char text[32];
+  std::snprintf(text, sizeof(text), "%.9g", static_cast<double>(actual));
+  throw InvalidArgument(
+      {std::string("The sampling parameter ") + name + " is out of range", expected, text, remedy});
 }
 
 }  // namespace

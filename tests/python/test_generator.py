@@ -532,7 +532,35 @@ def test_a_process_ends_while_a_daemon_thread_generates(body: str) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_another_method_keeps_the_draft_and_k(target: Path, draft: Path) -> None:
+    generator = Generator(target, draft, num_speculative_tokens=3, threads=1)
+    for other in (
+        generator.with_method("pard"),
+        generator.with_method("plain").with_method("pard"),
+    ):
+        assert other.num_speculative_tokens == 3
+        output, expected = (each.generate("the", max_new_tokens=20) for each in (other, generator))
+        assert output.token_ids == expected.token_ids
+        assert output.stats.counts.drafted == expected.stats.counts.drafted > 0
+    assert generator.with_method("draft", num_speculative_tokens=2).num_speculative_tokens == 2
+
+
+def test_leaving_a_stream_s_with_ends_its_request(generator: Generator) -> None:
+    with generator.stream("the", max_new_tokens=100) as stream:
+        next(stream)
+    assert (stream.output.finish_reason, generator.decoder.num_active) == ("cancelled", 0)
+
+
 def test_numbers_that_are_none_are_refused(generator: Generator) -> None:
+    for none in ({"temperature": "0.5"}, {"top_p": None}, {"min_p": [0.1]}):
+        with pytest.raises(InvalidArgumentError, match="is no number"):
+            generator.generate("the", **none)  # type: ignore[call-overload]
+    with pytest.raises(InvalidArgumentError, match=r"got 9\.99999972e-10"):
+        generator.generate("the", temperature=1e-9)
+    with pytest.raises(InvalidArgumentError, match="no bool"):
+        Generator(adaptive="yes")  # type: ignore[arg-type]
+    with pytest.raises(InvalidArgumentError, match="no model"):
+        Generator(5)  # type: ignore[arg-type]
     for bad in ({"max_new_tokens": 2.5}, {"seed": "x"}, {"top_k": None}):
         with pytest.raises(InvalidArgumentError, match="out of range"):
             generator.generate("the", **bad)  # type: ignore[arg-type]

@@ -29,7 +29,9 @@ _REPEATS = 3  # of every text that is timed; their median counts
 def run_generate(arguments: argparse.Namespace) -> int:
     """Generate behind every prompt; 1 where a comparison found another text."""
     generator = _open(arguments)
-    ways = _ways(generator, arguments) if arguments.compare else []  # or their error, first
+    ways = _ways(generator) if arguments.compare else []  # or their error, first
+    if ways and arguments.seed is None:
+        arguments.seed = 0  # all of them write the same text
     prompts = [_read(prompt) for prompt in arguments.prompts or DEMO_PROMPTS]
     for prompt in prompts:
         _stream(generator, prompt, arguments)
@@ -114,8 +116,6 @@ class _Way:
 
 def _compare(ways: list[_Way], prompts: list[str], options: Options) -> int:
     """Decode every prompt in every way, in turns, and print what it took."""
-    if options["seed"] is None:
-        options["seed"] = 0
     with progress("comparing") as shown:
         for i, prompt in enumerate(prompts):
             shown.text = f"comparing, prompt {i + 1} of {len(prompts)}"
@@ -134,14 +134,12 @@ def _compare(ways: list[_Way], prompts: list[str], options: Options) -> int:
     return 0 if same else 1
 
 
-def _ways(generator: Generator, arguments: argparse.Namespace) -> list[_Way]:
+def _ways(generator: Generator) -> list[_Way]:
     """Plain decoding, then classic drafting and PARD at several K."""
     ways = [_Way("plain", generator.with_method("plain"), 0)]
     for method, name in _METHODS:
         try:
-            drafting = generator.with_method(
-                method, arguments.draft, mask_token_id=arguments.mask_token_id
-            )
+            drafting = generator.with_method(method, num_speculative_tokens=max(_COMPARED_K))
         except IncompatibleModelsError:
             if method == "draft":
                 raise
