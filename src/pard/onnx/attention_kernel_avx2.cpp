@@ -4,7 +4,6 @@
 
 namespace pard {
 
-void attend_rows_avx2(const AttentionRows& rows, const AttentionHead& head);
 void attend_rows_avx2(const AttentionRows& rows, const AttentionHead& head) { attend(rows, head); }
 
 }  // namespace pard

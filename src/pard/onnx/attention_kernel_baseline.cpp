@@ -4,7 +4,6 @@
 
 namespace pard {
 
-void attend_rows_baseline(const AttentionRows& rows, const AttentionHead& head);
 void attend_rows_baseline(const AttentionRows& rows, const AttentionHead& head) {
   attend(rows, head);
 }
