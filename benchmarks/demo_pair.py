@@ -33,7 +33,7 @@ from typing import Any
 import pard_rt
 from demo_page import AGAIN, GENAI, OURS, PROMPT_LENGTH, Json, best, page
 from pard_rt.cli.providers import write_tiny_folder
-from pard_rt.hub import locate
+from pard_rt.models.find import locate
 from pard_rt.training.stdlib_text import held_out_text
 
 Decode = Callable[[list[int], int], list[int]]  # prompt, new tokens -> tokens

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from pard_rt.loading import LoadedModel, ModelFacts
+from pard_rt.models.checkpoint import LoadedModel, ModelFacts
 
 Json = dict[str, Any]
 

@@ -9,7 +9,7 @@ from typing import Literal
 import pard_rt
 from gpu_models import Json
 from pard_rt.code_objects import code_objects, driver_of
-from pard_rt.hub import locate
+from pard_rt.models.find import locate
 
 Provider = Literal["cuda", "rocm", "cpu"]
 Decoded = tuple[list[list[int]], float]  # texts, and seconds per round

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from pard_rt._core import SamplingParams, SequenceRound, slot_sampling
-from pard_rt.loading import LoadedModel
-from pard_rt.models.captured_executor import CapturedExecutor
-from pard_rt.models.static_model import StaticModel
+from pard_rt.models.checkpoint import LoadedModel
+from pard_rt.pytorch.captured_executor import CapturedExecutor
+from pard_rt.pytorch.static_model import StaticModel
 
 MASK_TOKEN = 5
 DEMO_PAIR = Path(__file__).resolve().parent.parent / "docs/benchmarks/demo-pair.json"

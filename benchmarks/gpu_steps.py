@@ -32,9 +32,9 @@ from gpu_models import (
 from gpu_onnx import decode_demo, runtime_here
 from gpu_stand_ins import RecordedAssistant, RecordedExecutor, break_text
 from gpu_transformers import generate
-from pard_rt.models.captured_executor import CapturedExecutor
-from pard_rt.models.kernels import open_kernels, try_kernels
-from pard_rt.models.torch_model import TorchModel
+from pard_rt.pytorch.captured_executor import CapturedExecutor
+from pard_rt.pytorch.kernels import open_kernels, try_kernels
+from pard_rt.pytorch.torch_model import TorchModel
 
 DRAFTED_K = (2, 4, 8, 12)
 PROMPT = [7 + i % 200 for i in range(128)]

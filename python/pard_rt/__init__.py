@@ -41,15 +41,15 @@ from pard_rt.errors import (
     RuntimeMissingError,
 )
 from pard_rt.generator import Generator, Options
-from pard_rt.opening import requiring
+from pard_rt.models.open import requiring
 from pard_rt.outputs import Output, Piece, Stats
 from pard_rt.streams import Stream
 
 if TYPE_CHECKING:
     from pard_rt.exporter import export
-    from pard_rt.loading import load
-    from pard_rt.models.own_module import wrap
-    from pard_rt.models.torch_model import TorchModel
+    from pard_rt.models.checkpoint import load
+    from pard_rt.pytorch.own_module import wrap
+    from pard_rt.pytorch.torch_model import TorchModel
     from pard_rt.training.regenerate import regenerate
     from pard_rt.training.train import train
 
@@ -57,12 +57,12 @@ __version__ = version("pard-rt")
 
 # What is imported when it is first asked for: its module, and the extra with its packages.
 _LAZY = {
-    "TorchModel": ("pard_rt.models.torch_model", "torch"),
+    "TorchModel": ("pard_rt.pytorch.torch_model", "torch"),
     "export": ("pard_rt.exporter", "export"),
-    "load": ("pard_rt.loading", "torch"),
+    "load": ("pard_rt.models.checkpoint", "torch"),
     "regenerate": ("pard_rt.training.regenerate", "torch"),
     "train": ("pard_rt.training.train", "train"),
-    "wrap": ("pard_rt.models.own_module", "torch"),
+    "wrap": ("pard_rt.pytorch.own_module", "torch"),
 }
 
 __all__ = [

@@ -28,14 +28,14 @@ from pard_rt.errors import (
     fall_back,
     require_range,
 )
-from pard_rt.opening import Backend, OpenedModel, Source, open_model
+from pard_rt.models.open import Backend, OpenedModel, Source, open_model
 from pard_rt.outputs import Output
 from pard_rt.streams import Params, Request, Rounds, Stream
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from pard_rt.models.captured_executor import CapturedExecutor
+    from pard_rt.pytorch.captured_executor import CapturedExecutor
     from pard_rt.text import TokenText
 
 __all__ = [
@@ -253,7 +253,7 @@ class Generator:
 
     def _captured(self, draft: OpenedModel | None) -> CapturedExecutor | None:
         """Return what captures rounds; None, and a warning, without kernels for the card."""
-        from pard_rt.models.captured_executor import capture
+        from pard_rt.pytorch.captured_executor import capture
 
         try:
             return capture(

@@ -13,8 +13,8 @@ from torch._dynamo.utils import counters
 
 import pard_rt
 from own_modules import Learned, Rotary, seeded
-from pard_rt.loading import LoadedModel
-from pard_rt.models.captured_executor import CapturedExecutor
+from pard_rt.models.checkpoint import LoadedModel
+from pard_rt.pytorch.captured_executor import CapturedExecutor
 
 LIMIT, MASK, PROMPT, NEW_TOKENS = 64, 95, [3, 1, 4, 1, 5], 16
 

@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from pard_rt._core import KernelSet
-from pard_rt.models import kernels
+from pard_rt.pytorch import kernels
 
 
 class Graph:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 import pard_rt
-from pard_rt.models.own_module import Attend
+from pard_rt.pytorch.own_module import Attend
 
 VOCAB_SIZE = 96
 

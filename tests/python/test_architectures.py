@@ -12,7 +12,7 @@ import transformers
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from pard_rt import Generator, ModelError
-from pard_rt.loading import load
+from pard_rt.models.checkpoint import load
 from tiny_models import SHAPE, VOCAB_SIZE
 
 # No embedding tied to the head: where they are, the next token is the last one, for ever.

@@ -13,11 +13,11 @@ import pard_rt
 from conftest import TinyModels
 from emulated_graphs import Graph, emulate_graphs
 from pard_rt._core import KernelSet
-from pard_rt.loading import load
-from pard_rt.models import kernels
-from pard_rt.models.captured_executor import CapturedExecutor, capture
-from pard_rt.models.torch_model import TorchModel
-from pard_rt.opening import open_model
+from pard_rt.models.checkpoint import load
+from pard_rt.pytorch import kernels
+from pard_rt.pytorch.captured_executor import CapturedExecutor, capture
+from pard_rt.pytorch.torch_model import TorchModel
+from pard_rt.models.open import open_model
 from tiny_models import MASK_TOKEN_ID, NUM_TOKENS
 
 GREEDY = pard_rt.SamplingParams()

@@ -15,7 +15,7 @@ from pard_rt import FallbackWarning, Generator, RuntimeMissingError
 from pard_rt import generator as generator_module
 from pard_rt._core import KernelSet
 from pard_rt.cli import main
-from pard_rt.models import captured_executor
+from pard_rt.pytorch import captured_executor
 
 PROMPTS = ["the rain in the", "x", "The  end"]
 SAMPLED: dict[str, Any] = {"max_new_tokens": 24, "temperature": 0.8, "seed": 7}

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pard_rt import Generator, ModelError, RuntimeMissingError
-from pard_rt.loading import load
+from pard_rt.models.checkpoint import load
 from tiny_models import EOS, make_model, make_tokenizer
 
 PROMPT = "the rain in the"

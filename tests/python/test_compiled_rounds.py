@@ -17,7 +17,7 @@ from torch import Tensor
 import pard_rt
 from conftest import TinyModels
 from own_modules import Rotary, decode_by_hand, seeded
-from pard_rt.models.captured_executor import CapturedExecutor
+from pard_rt.pytorch.captured_executor import CapturedExecutor
 
 SCRIPT = Path(__file__).parent / "compiled_pairs.py"
 

@@ -13,7 +13,7 @@ import pytest
 import pard_rt
 from conftest import TinyModels
 from pard_rt.cli import main
-from pard_rt.hub import locate
+from pard_rt.models.find import locate
 from pard_rt.vocabulary import decode_token_bytes
 
 SOURCE = Path(__file__).parents[2] / "examples" / "cpp_service"

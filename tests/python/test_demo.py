@@ -10,7 +10,7 @@ import pytest
 import pard_rt.generator
 from pard_rt import Generator
 from pard_rt.cli import main
-from pard_rt.hub import locate
+from pard_rt.models.find import locate
 from pard_rt.training.stdlib_text import held_out_text
 
 PROMPTS = [text[600:800].decode() for text in list(held_out_text().values())[:5]]

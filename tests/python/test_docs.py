@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pard_rt.hub import locate
+from pard_rt.models.find import locate
 
 ROOT = Path(__file__).parents[2]
 

@@ -10,7 +10,7 @@ import pytest
 from safetensors import safe_open
 
 from conftest import TinyModels
-from pard_rt.loading import load
+from pard_rt.models.checkpoint import load
 from pard_rt.training.train import train
 from tiny_models import BOS, EOS, VOCAB_SIZE
 

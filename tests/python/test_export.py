@@ -16,7 +16,7 @@ import pytest
 from pard_rt.errors import Error, FolderError, InvalidArgumentError
 from pard_rt.exporter import Form, Weights, export
 from pard_rt.exporter.check import GraphRunner
-from pard_rt.models.probe import CacheLayout
+from pard_rt.pytorch.probe import CacheLayout
 from pard_rt.vocabulary import decode_token_bytes, token_bytes
 from tiny_models import EOS, MASK_TOKEN_ID, NUM_TOKENS, VOCAB_SIZE, make_model, make_tokenizer
 

@@ -26,7 +26,7 @@ from pard_rt import (
     InvalidArgumentError,
     ModelError,
 )
-from pard_rt.hub import locate
+from pard_rt.models.find import locate
 from pard_rt.text import TextStream, TokenText
 from tiny_models import EOS, MASK_TOKEN_ID, NUM_TOKENS, make_tokenizer
 

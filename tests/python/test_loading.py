@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, decoders, models
 from transformers import GenerationConfig
 
 from pard_rt.errors import FolderError, InvalidArgumentError, ModelError
-from pard_rt.loading import load, read_mask_token
+from pard_rt.models.checkpoint import load, read_mask_token
 from pard_rt.vocabulary import count_tokens, digest_vocabulary, token_bytes
 from tiny_models import BOS, EOS, MASK_TOKEN_ID, NUM_TOKENS, VOCAB_SIZE, make_model, make_tokenizer
 

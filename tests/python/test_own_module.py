@@ -14,10 +14,10 @@ from torch import Tensor, nn
 import pard_rt
 from own_modules import VOCAB_SIZE, Learned, Rotary, decode_by_hand, seeded
 from pard_rt import Generator, InvalidArgumentError, ModelError
-from pard_rt.loading import LoadedModel
-from pard_rt.models.captured_executor import CapturedExecutor, capture
-from pard_rt.models.torch_model import TorchModel
-from pard_rt.opening import open_model
+from pard_rt.models.checkpoint import LoadedModel
+from pard_rt.pytorch.captured_executor import CapturedExecutor, capture
+from pard_rt.pytorch.torch_model import TorchModel
+from pard_rt.models.open import open_model
 from tiny_models import EOS, NUM_TOKENS, make_tokenizer
 
 MASK = VOCAB_SIZE - 1
@@ -300,7 +300,7 @@ def test_a_module_on_another_card_than_the_current_one_is_refused(
     model = pard_rt.wrap(seeded(Rotary(layers=1), 1), max_length=64, name="elsewhere")
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(
-        "pard_rt.models.own_seam.OwnSeam.device", property(lambda _: torch.device("cuda", 1))
+        "pard_rt.pytorch.own_seam.OwnSeam.device", property(lambda _: torch.device("cuda", 1))
     )
     with pytest.raises(InvalidArgumentError, match=r"set_device\(1\)"):
         open_model(model, device="cuda")

@@ -17,7 +17,7 @@ import pard_rt
 from conftest import TinyModels
 from pard_rt import Generator, regenerate
 from pard_rt.cli import main
-from pard_rt.loading import load_tokenizer
+from pard_rt.models.checkpoint import load_tokenizer
 from pard_rt.training import regenerate as regenerate_module
 from pard_rt.training.documents import read_documents
 from pard_rt.training.line_file import LineFile

@@ -11,9 +11,9 @@ import torch
 from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM
 
 from pard_rt.errors import InvalidArgumentError, ModelError
-from pard_rt.loading import LoadedModel, load
-from pard_rt.models.probe import attention_implementation
-from pard_rt.models.torch_model import TorchModel
+from pard_rt.models.checkpoint import LoadedModel, load
+from pard_rt.pytorch.probe import attention_implementation
+from pard_rt.pytorch.torch_model import TorchModel
 from tiny_models import ARCHITECTURES, VOCAB_SIZE, make_model
 
 

@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 import pard_rt
 from conftest import TinyModels
 from pard_rt.cli import main
-from pard_rt.loading import load
+from pard_rt.models.checkpoint import load
 from pard_rt.training import loop
 from pard_rt.training.attention import use_chain_attention
 from pard_rt.training.documents import Pack, pack_documents, read_documents

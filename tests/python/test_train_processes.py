@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from conftest import TinyModels
-from pard_rt.loading import load
+from pard_rt.models.checkpoint import load
 from pard_rt.training.loss import cut
 
 # Forks a training, waits until it has moved on, and kills it a moment later; the last one ends.

@@ -29,7 +29,7 @@ from pard_rt.errors import (
     require_range,
 )
 from pard_rt.migraphx import describe
-from pard_rt.opening import OpenedModel, open_model
+from pard_rt.models.open import OpenedModel, open_model
 
 _PROMPT_LENGTHS = (1, 7, 24, 60)
 _SAMPLINGS = (

@@ -6,7 +6,7 @@ import argparse
 
 from pard_rt.cli.output import format_bytes, paint, print_field, progress
 from pard_rt.migraphx import describe
-from pard_rt.opening import folder_size, hush_transformers, requiring
+from pard_rt.models.open import folder_size, hush_transformers, requiring
 
 
 def run_export(arguments: argparse.Namespace) -> int:

@@ -14,9 +14,9 @@ from pard_rt._core import onnxruntime_providers, read_folder
 from pard_rt.cli.output import format_bytes, paint, print_error, print_field, progress
 from pard_rt.cli.providers import PROVIDERS, Trial, try_provider
 from pard_rt.errors import Error, RuntimeMissingError
-from pard_rt.hub import locate
+from pard_rt.models.find import locate
 from pard_rt.migraphx import describe
-from pard_rt.opening import folder_size, kind_of, read_json
+from pard_rt.models.open import folder_size, kind_of, read_json
 
 _PACKAGES = (("torch", "torch"), ("transformers", "torch"), ("onnx", "export"))
 
@@ -116,7 +116,7 @@ def _hugging_face_mask_token(path: Path, config: dict[str, Any]) -> str:
     if find_spec("torch") is None or find_spec("transformers") is None:
         return "not looked for: needs pip install 'pard-rt[torch]'"
     with progress(f"looking into {path}"):
-        from pard_rt.loading import check_weights, read_mask_token
+        from pard_rt.models.checkpoint import check_weights, read_mask_token
 
         check_weights(path)
         rows = config.get("vocab_size")

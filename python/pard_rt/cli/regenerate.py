@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from pard_rt.cli.output import paint, print_field, progress
-from pard_rt.opening import hush_transformers, requiring
+from pard_rt.models.open import hush_transformers, requiring
 
 if TYPE_CHECKING:
     from pard_rt.training.regenerate import Regenerated

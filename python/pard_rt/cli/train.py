@@ -8,7 +8,7 @@ from functools import partial
 
 from pard_rt.cli.output import paint, print_field, progress
 from pard_rt.errors import require_range
-from pard_rt.opening import hush_transformers, requiring
+from pard_rt.models.open import hush_transformers, requiring
 
 
 def run_train(arguments: argparse.Namespace) -> int:

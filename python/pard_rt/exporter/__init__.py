@@ -19,9 +19,9 @@ from pard_rt.exporter.halve import round_to_half, store_halved
 from pard_rt.exporter.quantize import BITS, quantize
 from pard_rt.exporter.quiet import quiet
 from pard_rt.exporter.trace import apply_contract_shapes, trace
-from pard_rt.hub import locate
-from pard_rt.loading import load
-from pard_rt.models.probe import adopt
+from pard_rt.models.find import locate
+from pard_rt.models.checkpoint import load
+from pard_rt.pytorch.probe import adopt
 
 __all__ = ["ExportReport", "Form", "Weights", "export"]
 

@@ -13,7 +13,7 @@ import onnxruntime  # type: ignore[import-untyped]
 import torch
 
 from pard_rt.errors import ModelError, first_line
-from pard_rt.models.probe import TOLERANCE, CacheLayout, attention_implementation, probe_tokens
+from pard_rt.pytorch.probe import TOLERANCE, CacheLayout, attention_implementation, probe_tokens
 
 Array = npt.NDArray[Any]
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from pard_rt.errors import Error, InvalidArgumentError
-from pard_rt.loading import LoadedModel
-from pard_rt.models.probe import CacheLayout
+from pard_rt.models.checkpoint import LoadedModel
+from pard_rt.pytorch.probe import CacheLayout
 from pard_rt.vocabulary import encode_token_bytes, token_bytes
 
 FORMAT_VERSION = 1

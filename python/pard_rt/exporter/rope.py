@@ -12,8 +12,8 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
-from pard_rt.models.attention import AttentionCall, attend_rows, attending, causal_bias
-from pard_rt.models.probe import TOLERANCE, attention_implementation, probe_tokens
+from pard_rt.pytorch.attention import AttentionCall, attend_rows, attending, causal_bias
+from pard_rt.pytorch.probe import TOLERANCE, attention_implementation, probe_tokens
 
 _PROBE_LENGTH = 12
 

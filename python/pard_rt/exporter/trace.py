@@ -14,8 +14,8 @@ from torch.onnx.ops import symbolic, symbolic_multi_out
 from pard_rt.errors import ModelError, first_line
 from pard_rt.exporter.fused import fused_modules, plain_norms
 from pard_rt.exporter.rope import RopeTables, find_rope, read_full_tables, tabled, unrotated
-from pard_rt.models.attention import AttentionCall, attending, softmax_scores
-from pard_rt.models.probe import CacheLayout
+from pard_rt.pytorch.attention import AttentionCall, attending, softmax_scores
+from pard_rt.pytorch.probe import CacheLayout
 
 OPSET = 18
 
@@ -194,7 +194,7 @@ class _Graph(nn.Module):
 def trace(
     module: Any, layout: CacheLayout, form: str, max_length: int, *, head_on_all_rows: bool = False
 ) -> ir.Model:
-    """Trace an adopted module (see `pard_rt.models.probe.adopt`) in form "gqa" or "portable".
+    """Trace an adopted module (see `pard_rt.pytorch.probe.adopt`) in form "gqa" or "portable".
 
     Returns
     -------

@@ -1,1 +1,1 @@
-"""PyTorch models: the transformers seam and the `Model` built on it."""
+"""Models: find what a user names, read what it says of itself, open it."""

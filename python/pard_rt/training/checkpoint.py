@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from pard_rt.loading import LoadedModel
+from pard_rt.models.checkpoint import LoadedModel
 
 
 def save_checkpoint(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from pard_rt.errors import InvalidArgumentError
-from pard_rt.loading import LoadedModel
+from pard_rt.models.checkpoint import LoadedModel
 
 
 def choose_mask_token(loaded: LoadedModel, given: int | None, used: set[int]) -> tuple[int, str]:

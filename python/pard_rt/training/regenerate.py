@@ -14,8 +14,8 @@ from typing import Any
 from pard_rt._core import SamplingParams
 from pard_rt.errors import require_range
 from pard_rt.generator import Generator
-from pard_rt.hub import display_name, locate
-from pard_rt.loading import load_tokenizer
+from pard_rt.models.find import display_name, locate
+from pard_rt.models.checkpoint import load_tokenizer
 from pard_rt.outputs import Output
 from pard_rt.streams import Stream
 from pard_rt.training.line_file import LineFile

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from pard_rt.errors import InvalidArgumentError, ModelError, RuntimeMissingError, require_range
-from pard_rt.loading import LoadedModel, load, require_device
-from pard_rt.opening import open_model
+from pard_rt.models.checkpoint import LoadedModel, load, require_device
+from pard_rt.models.open import open_model
 from pard_rt.training.acceptance import Acceptance, MeasuredAcceptance, hold_out
 from pard_rt.training.attention import use_chain_attention
 from pard_rt.training.checkpoint import save_checkpoint

@@ -21,13 +21,13 @@ from pard_rt.errors import (
     fall_back,
     require_range,
 )
-from pard_rt.hub import locate
+from pard_rt.models.find import locate
 from pard_rt.text import TokenText
 
 if TYPE_CHECKING:
     import torch
 
-    from pard_rt.loading import LoadedModel
+    from pard_rt.models.checkpoint import LoadedModel
 
 Kind = Literal["onnx", "hugging face"]
 Backend = Literal["auto", "onnx", "torch"]
@@ -207,7 +207,7 @@ def _open_hugging_face(
             "Other devices are ONNX Runtime's: write a folder for it with pard-rt export.",
         )
     with requiring("torch", f"'{path}' is a Hugging Face directory; opening it"):
-        from pard_rt.loading import load
+        from pard_rt.models.checkpoint import load
     hush_transformers()
     loaded = load(
         path,
@@ -242,7 +242,7 @@ def _open_module(
             "Wrap a module of your own with pard_rt.wrap(module, max_length=...).",
         )
     with requiring("torch", "A module is run by PyTorch; opening it"):
-        from pard_rt.loading import refit
+        from pard_rt.models.checkpoint import refit
     name, there = source.facts.name, source.seam.device
     if device != there.type or threads < 0:
         raise InvalidArgumentError(
@@ -288,8 +288,8 @@ def _opened(
 ) -> OpenedModel:
     import torch
 
-    from pard_rt.models.probe import TOLERANCE
-    from pard_rt.models.torch_model import TorchModel
+    from pard_rt.pytorch.probe import TOLERANCE
+    from pard_rt.pytorch.torch_model import TorchModel
 
     if threads:
         torch.set_num_threads(threads)

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from pard_rt._core import ModelInfo
 from pard_rt.errors import ModelError
-from pard_rt.loading import LoadedModel
-from pard_rt.models.attention import AttentionCall, softmax_scores
+from pard_rt.models.checkpoint import LoadedModel
+from pard_rt.pytorch.attention import AttentionCall, softmax_scores
 
 
 class SlotCache:
@@ -57,7 +57,7 @@ class SlotRows:
         self._biases: dict[tuple[int | None, int], Tensor] = {}
 
     def attend(self, call: AttentionCall, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """See `pard_rt.models.attention.Attention.attend`; B is 1."""
+        """See `pard_rt.pytorch.attention.Attention.attend`; B is 1."""
         m, rows = self._positions.shape
         kv_heads, dim = key.shape[-2:]
         groups = query.shape[-2] // kv_heads

@@ -20,10 +20,10 @@ from transformers import (
 )
 
 from pard_rt.errors import InvalidArgumentError, ModelError, RuntimeMissingError, first_line
-from pard_rt.hub import display_name, locate
-from pard_rt.models.quantized import quantized_error, refuse_unknown_method
-from pard_rt.models.requirements import require_decoder
-from pard_rt.models.seam import Seam, TransformersSeam
+from pard_rt.models.find import display_name, locate
+from pard_rt.pytorch.quantized import quantized_error, refuse_unknown_method
+from pard_rt.pytorch.requirements import require_decoder
+from pard_rt.pytorch.seam import Seam, TransformersSeam
 from pard_rt.vocabulary import count_tokens, digest_vocabulary, special_token_ids
 
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model", "tekken.json")

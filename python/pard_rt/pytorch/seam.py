@@ -7,8 +7,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from pard_rt.models.attention import Attention, attending
-from pard_rt.models.probe import CacheLayout, adopt
+from pard_rt.pytorch.attention import Attention, attending
+from pard_rt.pytorch.probe import CacheLayout, adopt
 
 
 class Seam(Protocol):
@@ -76,7 +76,7 @@ class TransformersSeam:
         return int(self._module.get_input_embeddings().weight.shape[0])
 
     def adopt(self, max_length: int) -> CacheLayout:
-        """See `pard_rt.models.probe.adopt`."""
+        """See `pard_rt.pytorch.probe.adopt`."""
         return adopt(self._module, max_length)
 
     def logits(

@@ -41,7 +41,7 @@ def locate(source: str | os.PathLike[str]) -> Path:
     """
     name = os.fspath(source)
     if source in _DEMO:
-        return Path(__file__).parent / "demo" / _DEMO[name]
+        return Path(__file__).parent.parent / "demo" / _DEMO[name]
     found = "nothing there"
     try:
         path = Path(name).expanduser()

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from pard_rt._core import ForwardItem, Model, ModelInfo
 from pard_rt.errors import InvalidArgumentError
-from pard_rt.loading import LoadedModel
-from pard_rt.models.attention import PackedRows, Segment, SequenceCache
+from pard_rt.models.checkpoint import LoadedModel
+from pard_rt.pytorch.attention import PackedRows, Segment, SequenceCache
 
 
 class TorchModel(Model):
@@ -30,7 +30,7 @@ class TorchModel(Model):
     Raises
     ------
     ModelError
-        The module cannot be run this way (see `pard_rt.models.seam.Seam.adopt`).
+        The module cannot be run this way (see `pard_rt.pytorch.seam.Seam.adopt`).
     """
 
     def __init__(self, loaded: LoadedModel) -> None:

@@ -38,14 +38,14 @@ from pard_rt.errors import (
     first_line,
     require_range,
 )
-from pard_rt.loading import LoadedModel
-from pard_rt.models.compiling import compiling
-from pard_rt.models.kernels import open_kernels, try_kernels
-from pard_rt.models.static_model import StaticModel
-from pard_rt.models.torch_model import TorchModel
+from pard_rt.models.checkpoint import LoadedModel
+from pard_rt.pytorch.compiling import compiling
+from pard_rt.pytorch.kernels import open_kernels, try_kernels
+from pard_rt.pytorch.static_model import StaticModel
+from pard_rt.pytorch.torch_model import TorchModel
 
 if TYPE_CHECKING:
-    from pard_rt.opening import OpenedModel
+    from pard_rt.models.open import OpenedModel
 
 Capturing: TypeAlias = "Callable[[str], AbstractContextManager[object]]"
 

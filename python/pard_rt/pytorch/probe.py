@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pard_rt.errors import Error, ModelError, first_line
-from pard_rt.models.attention import (
+from pard_rt.pytorch.attention import (
     ATTENTION_NAME,
     AttentionCall,
     PackedRows,
@@ -20,7 +20,7 @@ from pard_rt.models.attention import (
     SequenceCache,
     attending,
 )
-from pard_rt.models.requirements import refuse_layers, refuse_moving_rope
+from pard_rt.pytorch.requirements import refuse_layers, refuse_moving_rope
 
 # Largest difference to eager, as a share of the largest logit.
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 8e-2}

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from pard_rt.errors import ModelError
-from pard_rt.models.attention import Attention, AttentionCall, PackedRows, Segment, SequenceCache
-from pard_rt.models.probe import TOLERANCE, CacheLayout, Recorder, layout_of, running_as_decoder
+from pard_rt.pytorch.attention import Attention, AttentionCall, PackedRows, Segment, SequenceCache
+from pard_rt.pytorch.probe import TOLERANCE, CacheLayout, Recorder, layout_of, running_as_decoder
 
 SHAPE = (
     "an nn.Module on one device, called with (input_ids, position_ids, attend), that has an lm_head"
 )
-REMEDY = "See docs/models.md, or pard_rt.models.own_module.DecoderModule."
+REMEDY = "See docs/models.md, or pard_rt.pytorch.own_module.DecoderModule."
 _TRIED = 5  # tokens of a text
 
 
@@ -49,7 +49,7 @@ class OwnSeam:
     def logits(
         self, tokens: Tensor, positions: Tensor, rows: Tensor, attention: Attention
     ) -> Tensor:
-        """See `pard_rt.models.seam.Seam.logits`."""
+        """See `pard_rt.pytorch.seam.Seam.logits`."""
         num_rows = tokens.shape[1]
         hidden = self._module(tokens, positions, _AttendOnce(self._name, num_rows, attention))
         if not isinstance(hidden, Tensor) or hidden.dim() != 3 or hidden.shape[:2] != tokens.shape:

@@ -102,7 +102,7 @@ def _attention(
     attention: Attention | None = getattr(_active, "attention", None)
     if attention is None:
         raise ModelError(
-            f"{type(module).__name__} was run outside pard_rt.models.attention.attending()",
+            f"{type(module).__name__} was run outside pard_rt.pytorch.attention.attending()",
             "an active Attention",
             "none",
             "Run the module through TorchModel, or set another attention implementation on it.",

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from pard_rt.errors import InvalidArgumentError, ModelError
-from pard_rt.loading import LoadedModel, facts_of, read_mask_token
-from pard_rt.models.own_seam import REMEDY, SHAPE, OwnSeam
-from pard_rt.models.seam import Seam
+from pard_rt.models.checkpoint import LoadedModel, facts_of, read_mask_token
+from pard_rt.pytorch.own_seam import REMEDY, SHAPE, OwnSeam
+from pard_rt.pytorch.seam import Seam
 
 
 class Attend(Protocol):

@@ -1,0 +1,1 @@
+"""PyTorch models: the transformers seam and the `Model` built on it."""
