@@ -39,9 +39,10 @@ from pard_rt.errors import (
     LogitsError,
     ModelError,
     RuntimeMissingError,
+    requiring,
 )
 from pard_rt.generator import Generator, Options
-from pard_rt.models.open import requiring
+from pard_rt.models import OpenOptions
 from pard_rt.outputs import Output, Piece, Stats
 from pard_rt.streams import Stream
 
@@ -82,6 +83,7 @@ __all__ = [
     "ModelError",
     "ModelInfo",
     "OnnxModel",
+    "OpenOptions",
     "Options",
     "Output",
     "ParallelDrafter",

@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 import operator
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 __all__ = [
     "Error",
@@ -105,6 +107,22 @@ def require_range(
 def first_line(error: BaseException) -> str:
     """Return what an exception says first, or its type where it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+@contextmanager
+def requiring(extra: str, what: str) -> Iterator[None]:
+    """Turn a failed import inside the block into an error that says what to install."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("pard_rt"):
+            raise
+        raise RuntimeMissingError(
+            f"{what} needs packages that are not installed",
+            f"those of pard-rt[{extra}]",
+            f"no {error.name}",
+            f"Install them with: pip install 'pard-rt[{extra}]'.",
+        ) from error
 
 
 def fall_back(instead: str, error: Error) -> None:

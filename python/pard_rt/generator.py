@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+import os
 import threading
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as ListLike
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
+from dataclasses import replace
 from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args, overload
 
@@ -28,11 +29,12 @@ from pard_rt.errors import (
     fall_back,
     require_range,
 )
-from pard_rt.models.open import Backend, OpenedModel, Source, open_model
+from pard_rt.models import Backend, OpenedModel, OpenOptions, Source, open_model
 from pard_rt.outputs import Output
 from pard_rt.streams import Params, Request, Rounds, Stream
 
 if TYPE_CHECKING:
+    import torch
     from typing_extensions import Unpack
 
     from pard_rt.pytorch.captured_executor import CapturedExecutor
@@ -49,7 +51,6 @@ __all__ = [
 Method = Literal["auto", "pard", "draft", "plain"]
 Prompt = str | ListLike[int] | NDArray[np.integer[Any]]  # a text, or token ids [n]
 
-_DEVICES = ("cpu", "cuda", "migraphx", "rocm")
 _CAPTURING = ("cuda",)  # devices where PyTorch's rounds are graphs
 _DEMO_DRAFTS = {"auto": "demo/parallel", "pard": "demo/parallel", "draft": "demo/classic"}
 
@@ -76,11 +77,13 @@ class Generator:
     Parameters
     ----------
     target
-        An ONNX folder, a Hugging Face directory, or an id on the hub; a module of one's own, as
-        `pard_rt.wrap` returns it; ``"demo"`` is the small model of Python source code that comes
-        with the package.
+        An ONNX folder, a Hugging Face directory, or an id on the hub; a module in memory: a model
+        of transformers as it is, or a decoder of your own that `pard_rt.wrap` returned; ``"demo"``
+        is the small model of Python source code that comes with the package.
     draft
         The same for a draft of the target's family. The demo has drafts of its own.
+    tokenizer
+        The tokenizer of a target in memory.
     method
         ``"pard"``: all proposals in one forward of a parallel draft. ``"draft"``: classic
         speculative decoding, a forward per proposal. ``"plain"``: no proposals, draft or not.
@@ -91,18 +94,14 @@ class Generator:
         Propose that many or fewer, down to none, whatever has been fastest of late. The text is the
         same; a draft that knows little then costs next to nothing.
     device
-        ``"cpu"`` or ``"cuda"``, which is PyTorch's name for AMD's cards too: there a round is one
-        captured graph, except in classic drafting; without kernels for the card none is, which a
-        `FallbackWarning` says. For ONNX folders, one of ONNX Runtime's execution providers:
-        ``"cuda"``, ``"migraphx"`` or ``"rocm"``.
-    backend
-        ``"onnx"`` or ``"torch"`` refuses models that would run in the other.
-    max_length
-        Positions a sequence may have, prompt included; the target's limit by default and at most.
-    mask_token_id
-        The parallel draft's mask token, where its folder does not say it.
-    threads
-        Of one forward; 0: one for every physical core. PyTorch's are those of the whole process.
+        See `OpenOptions`. On PyTorch's ``"cuda"`` a round is one captured graph, except in classic
+        drafting; without kernels for the card none is, which a `FallbackWarning` says.
+    backend, max_length, mask_token_id, threads, dtype
+        See `OpenOptions`.
+    revision, draft_revision
+        The branches, tags or commits of target and draft on the hub.
+    token, cache_dir, trust_remote_code
+        See `OpenOptions`.
     torch_compile
         On a GPU, run the forwards of captured rounds through ``torch.compile``: see docs/gpu.md.
     capturing
@@ -117,7 +116,7 @@ class Generator:
     Raises
     ------
     FolderError, ModelError, RuntimeMissingError
-        A model cannot be had, opened or run.
+        A model cannot be found, opened or run.
     IncompatibleModelsError
         The draft has another tokenizer, or is to be a parallel one and nothing names a mask token.
     InvalidArgumentError
@@ -135,32 +134,55 @@ class Generator:
         target: Source = "demo",
         draft: Source | None = None,
         *,
+        tokenizer: Any = None,
         method: Method = "auto",
         num_speculative_tokens: int = 8,
         adaptive: bool = False,
-        device: str = "cpu",
+        device: str | torch.device = "cpu",
         backend: Backend = "auto",
         max_length: int | None = None,
         mask_token_id: int | None = None,
         threads: int = 0,
+        dtype: torch.dtype | str = "auto",
+        revision: str | None = None,
+        draft_revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        trust_remote_code: bool = False,
         torch_compile: bool = False,
         capturing: Callable[[str], AbstractContextManager[object]] = nullcontext,
     ) -> None:
-        _check_choice("device", device, _DEVICES)
-        _check_choice("backend", backend, get_args(Backend))
+        options = OpenOptions(
+            backend=backend,
+            device=device,
+            threads=threads,
+            dtype=dtype,
+            max_length=max_length,
+            tokenizer=tokenizer,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            trust_remote_code=trust_remote_code,
+        )
         if not isinstance(adaptive, bool):
             raise InvalidArgumentError(
                 "adaptive is no bool", "True or False", repr(adaptive), "Pass one of them."
             )
-        self._is_demo = target == "demo"
+        self._is_demo = isinstance(target, str) and target == "demo"
         self._adaptive = adaptive
         self._draft, self._mask_token_id = draft, mask_token_id
         self._num_proposals = num_speculative_tokens
         self._check(method, draft, num_speculative_tokens, mask_token_id)  # before much is opened
-        self._open = partial(open_model, backend=backend, device=device, threads=threads)
-        self._target = self._open(target, max_length=max_length)
+        self._target = open_model(target, options)
         self._target.probe()
-        self._captures = device in _CAPTURING and self._target.loaded is not None
+        self._draft_options = replace(
+            options,
+            is_target=False,
+            max_length=self._target.info.max_length,
+            tokenizer=None,
+            revision=draft_revision,
+        )
+        self._captures = options.device_kind in _CAPTURING and self._target.loaded is not None
         if torch_compile and not self._captures:
             raise InvalidArgumentError(
                 "Only rounds that are captured are compiled",
@@ -222,12 +244,7 @@ class Generator:
         drafter: Drafter | None = None
         opened: OpenedModel | None = None
         if draft is not None and method != "plain":
-            opened = self._open(
-                draft,
-                is_target=False,
-                max_length=self.max_length,
-                mask_token_id=mask_token_id,
-            )
+            opened = open_model(draft, replace(self._draft_options, mask_token_id=mask_token_id))
             opened.probe()
             drafter = _drafter_of(opened, method)
         num_proposals = num_proposals if drafter is not None else 0
@@ -278,6 +295,17 @@ class Generator:
         require_range("num_speculative_tokens", value, 0, 64)
         with self._lock:
             self.decoder.num_speculative_tokens = value
+
+    @property
+    def tokenizer(self) -> Any:
+        """The target's tokenizer.
+
+        Of transformers where PyTorch runs the target, a ``tokenizers.Tokenizer`` for an ONNX
+        folder, None where there is none.
+        """
+        if self._target.tokenizer is None and self._text is not None:
+            return self._text.tokenizer
+        return self._target.tokenizer
 
     @property
     def max_length(self) -> int:

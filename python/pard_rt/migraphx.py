@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
+from pard_rt.models.fields import read_json
 from pard_rt.onnx_graph import Graph, Node, read_graph
-from pard_rt.models.open import read_json
 
 # https://rocm.docs.amd.com/projects/AMDMIGraphX/en/docs-7.2.2/dev/onnx_operators.html. ROCm 7.2.4
 # and the sources of 2.16 (May 2026) have the same table.

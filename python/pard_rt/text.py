@@ -30,6 +30,11 @@ class TokenText:
         self._tokenizer = tokenizer
         self._table = table
 
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer that encodes."""
+        return self._tokenizer
+
     @classmethod
     def of_folder(cls, folder: Path, num_tokens: int) -> TokenText:
         """Read the tokenizer.json of a folder, and its token_bytes.bin where there is one.

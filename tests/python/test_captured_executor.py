@@ -13,11 +13,11 @@ import pard_rt
 from conftest import TinyModels
 from emulated_graphs import Graph, emulate_graphs
 from pard_rt._core import KernelSet
+from pard_rt.models import OpenOptions, open_model
 from pard_rt.models.checkpoint import load
 from pard_rt.pytorch import kernels
 from pard_rt.pytorch.captured_executor import CapturedExecutor, capture
 from pard_rt.pytorch.torch_model import TorchModel
-from pard_rt.models.open import open_model
 from tiny_models import MASK_TOKEN_ID, NUM_TOKENS
 
 GREEDY = pard_rt.SamplingParams()
@@ -187,7 +187,7 @@ def test_more_sequences_than_slots_are_refused(tiny_models: TinyModels) -> None:
 def test_opened_models_are_captured_together(tiny_models: TinyModels) -> None:
     checkpoint = tiny_models.checkpoint("llama", seed=3)
     target = open_model(checkpoint)
-    draft = open_model(checkpoint, is_target=False, mask_token_id=MASK_TOKEN_ID)
+    draft = open_model(checkpoint, OpenOptions(is_target=False, mask_token_id=MASK_TOKEN_ID))
     executor = capture(target, draft, most_slots=3)
     decoder = pard_rt.Decoder(executor, num_speculative_tokens=4, max_batch_size=3)
     assert executor.max_batch_size == 3

@@ -27,7 +27,7 @@ from pard_rt.cli import info as info_module
 from pard_rt.cli import main, output
 from pard_rt.cli.output import format_bytes, progress
 from pard_rt.cli.providers import Trial, try_provider
-from pard_rt.models.open import OpenedModel
+from pard_rt.models import OpenedModel
 from pard_rt.text import TokenText
 from tiny_models import EOS, MASK_TOKEN_ID, NUM_TOKENS, make_model
 

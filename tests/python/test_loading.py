@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +12,9 @@ from tokenizers import Tokenizer, decoders, models
 from transformers import GenerationConfig
 
 from pard_rt.errors import FolderError, InvalidArgumentError, ModelError
-from pard_rt.models.checkpoint import load, read_mask_token
+from pard_rt.models.checkpoint import load
+from pard_rt.models.facts import read_mask_token, require_mask_token
+from pard_rt.models.fields import Fields
 from pard_rt.vocabulary import count_tokens, digest_vocabulary, token_bytes
 from tiny_models import BOS, EOS, MASK_TOKEN_ID, NUM_TOKENS, VOCAB_SIZE, make_model, make_tokenizer
 
@@ -59,8 +60,8 @@ def test_vocabulary_digest_tells_ids_and_tokens_apart() -> None:
     assert count_tokens({**vocabulary, "<mask>": 9}, 9) == 2
 
 
-def config(**entries: object) -> SimpleNamespace:
-    return SimpleNamespace(**entries)
+def config(**entries: object) -> Fields:
+    return Fields(entries.get, "config.json")
 
 
 def test_mask_token_is_read_in_order() -> None:
@@ -72,7 +73,6 @@ def test_mask_token_is_read_in_order() -> None:
     }
     for expected in (1, 2, 3, 4):
         assert read_mask_token(config(**everything), 10) == expected
-        assert read_mask_token(config(**everything), 10, 5) == 5
         del everything[next(iter(everything))]
     assert read_mask_token(config(), 10) is None
 
@@ -81,7 +81,7 @@ def test_mask_token_outside_the_embedding_is_refused() -> None:
     with pytest.raises(ModelError, match="pard_token"):
         read_mask_token(config(pard_token=10), 10)
     with pytest.raises(InvalidArgumentError, match="11"):
-        read_mask_token(config(pard_token=1), 10, 11)
+        require_mask_token(11, 10)
 
 
 def test_pard2_draft_is_refused() -> None:
@@ -95,7 +95,7 @@ def test_missing_folder_is_refused(tmp_path: Path) -> None:
 
 
 def test_folder_without_configuration_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"config\.json"):
+    with pytest.raises(FolderError, match=r"config\.json"):
         load(tmp_path)
 
 
@@ -124,6 +124,8 @@ def test_truncated_weights_are_refused(folder: Path) -> None:
 def test_missing_shard_is_refused(folder: Path) -> None:
     index = {"metadata": {}, "weight_map": {"lm_head.weight": "model-00002-of-00002.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    load(folder)  # a stale index beside the whole file, which counts
+    (folder / "model.safetensors").unlink()
     with pytest.raises(ModelError, match="00002-of-00002"):
         load(folder)
 
@@ -165,6 +167,7 @@ def test_token_bytes_spell_what_the_tokenizer_decodes() -> None:
 
 
 def test_a_damaged_index_is_refused(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
     for text in ("{", "[]", '{"weight_map": 3}'):
         (folder / "model.safetensors.index.json").write_text(text)
         with pytest.raises(ModelError, match=r"index of the weights .* is damaged"):

@@ -215,11 +215,34 @@ def _add_decoding(parser: argparse.ArgumentParser, *, max_new_tokens: int) -> No
         "--device",
         default="cpu",
         metavar="D",
-        help="cpu (default) or cuda; for ONNX folders also migraphx or rocm",
+        help="cpu (default), cuda or cuda:1; for ONNX folders also migraphx or rocm",
+    )
+    parser.add_argument(
+        "--dtype",
+        default="auto",
+        metavar="T",
+        help="what PyTorch loads weights in, such as bfloat16 (default: as they are)",
+    )
+    _add_trust(parser)
+
+
+def _add_trust(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--trust-remote-code",
+        action="store_true",
+        help="run the Python files that come with a checkpoint; without it they never run",
+    )
+
+
+def _add_revision(parser: argparse.ArgumentParser, of: str) -> None:
+    parser.add_argument(
+        "--revision", metavar="R", help=f"branch, tag or commit of the {of} on the hub"
     )
 
 
 def _add_generating(parser: argparse.ArgumentParser) -> None:
+    _add_revision(parser, "target")
+    parser.add_argument("--draft-revision", metavar="R", help="the same of the draft")
     parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0: greedy")
     parser.add_argument("--top-k", type=int, default=0, metavar="N", help="0: all tokens")
     parser.add_argument("--top-p", type=float, default=1.0, metavar="P", help="1: all tokens")
@@ -242,6 +265,8 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("source", metavar="HF_DIR_OR_ID", help="directory, or id on the hub")
     parser.add_argument("out", metavar="OUT", help="folder to write, new or empty")
+    _add_revision(parser, "model")
+    _add_trust(parser)
     parser.add_argument(
         "--form",
         choices=("gqa", "portable"),
@@ -282,6 +307,8 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
         "'pard-rt[train]'. `pard-rt train regenerate` has the target write the data."
     )
     parser.add_argument("--model", required=True, metavar="HF_DIR_OR_ID", help="what to start from")
+    _add_revision(parser, "model")
+    _add_trust(parser)
     _add_data(parser)
     parser.add_argument("--output", required=True, metavar="DIR", help="Hugging Face directory")
     parser.add_argument(

@@ -29,7 +29,7 @@ from pard_rt.errors import (
     require_range,
 )
 from pard_rt.migraphx import describe
-from pard_rt.models.open import OpenedModel, open_model
+from pard_rt.models import OpenedModel, OpenOptions, open_model
 
 _PROMPT_LENGTHS = (1, 7, 24, 60)
 _SAMPLINGS = (
@@ -78,10 +78,14 @@ def run_check(arguments: argparse.Namespace) -> int:
         with progress(f"opening {path}"):
             return open_model(
                 path,
-                device=arguments.device,
-                threads=arguments.threads,
-                is_target=is_target,
-                max_length=max_length,
+                OpenOptions(
+                    device=arguments.device,
+                    threads=arguments.threads,
+                    dtype=arguments.dtype,
+                    is_target=is_target,
+                    max_length=max_length,
+                    trust_remote_code=arguments.trust_remote_code,
+                ),
             )
 
     target = opened(arguments.target, True)

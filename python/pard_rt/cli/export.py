@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 
 from pard_rt.cli.output import format_bytes, paint, print_field, progress
+from pard_rt.errors import requiring
 from pard_rt.migraphx import describe
-from pard_rt.models.open import folder_size, hush_transformers, requiring
+from pard_rt.models.find import folder_size
 
 
 def run_export(arguments: argparse.Namespace) -> int:
@@ -14,6 +15,7 @@ def run_export(arguments: argparse.Namespace) -> int:
     with progress(f"exporting {arguments.source}") as shown:
         with requiring("export", "An export"):
             from pard_rt.exporter import export
+            from pard_rt.models.checkpoint import hush_transformers
         hush_transformers()
         shown.text = f"exporting {arguments.source} as {arguments.form}, {arguments.weights}"
         report = export(
@@ -25,6 +27,8 @@ def run_export(arguments: argparse.Namespace) -> int:
             head_on_all_rows=arguments.head_on_all_rows,
             mask_token_id=arguments.mask_token_id,
             max_length=arguments.max_length,
+            revision=arguments.revision,
+            trust_remote_code=arguments.trust_remote_code,
         )
     found = report.agreement
     size = format_bytes(folder_size(report.folder))

@@ -7,16 +7,18 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from pard_rt._core import onnxruntime_providers, read_folder
 from pard_rt.cli.output import format_bytes, paint, print_error, print_field, progress
 from pard_rt.cli.providers import PROVIDERS, Trial, try_provider
 from pard_rt.errors import Error, RuntimeMissingError
-from pard_rt.models.find import locate
 from pard_rt.migraphx import describe
-from pard_rt.models.open import folder_size, kind_of, read_json
+from pard_rt.models.facts import read_mask_token
+from pard_rt.models.fields import Fields, read_json
+from pard_rt.models.files import check_weights, refuse_adapter
+from pard_rt.models.find import folder_size, locate
+from pard_rt.models.open import ONNX_FOLDER, format_of
 
 _PACKAGES = (("torch", "torch"), ("transformers", "torch"), ("onnx", "export"))
 
@@ -29,7 +31,7 @@ def run_info(paths: Sequence[str]) -> int:
         print()
         try:
             path = locate(source)
-            if kind_of(path) == "onnx":
+            if format_of(path) is ONNX_FOLDER:
                 _print_onnx_folder(path)
             else:
                 _print_hugging_face(path)
@@ -94,6 +96,7 @@ def _print_onnx_folder(path: Path) -> None:
 
 
 def _print_hugging_face(path: Path) -> None:
+    refuse_adapter(path)
     config = read_json(path / "config.json")
     kind = str(config.get("model_type", "unknown"))
     architecture = ", ".join(config.get("architectures") or ()) or "not said"
@@ -109,20 +112,11 @@ def _print_hugging_face(path: Path) -> None:
         ("weights", str(config.get("dtype") or config.get("torch_dtype") or "type not said")),
         ("on disk", format_bytes(folder_size(path))),
     )
-    _print_facts(("mask token", _hugging_face_mask_token(path, config)))
-
-
-def _hugging_face_mask_token(path: Path, config: dict[str, Any]) -> str:
-    if find_spec("torch") is None or find_spec("transformers") is None:
-        return "not looked for: needs pip install 'pard-rt[torch]'"
-    with progress(f"looking into {path}"):
-        from pard_rt.models.checkpoint import check_weights, read_mask_token
-
+    fields = Fields(config.get, f"'{path / 'config.json'}'")
+    rows = fields.integer("vocab_size", 1, 2**31 - 1) or 2**31 - 1
+    _print_facts(("mask token", _mask_token(read_mask_token(fields, rows))))
+    if find_spec("safetensors") is not None:
         check_weights(path)
-        rows = config.get("vocab_size")
-        return _mask_token(
-            read_mask_token(SimpleNamespace(**config), rows if isinstance(rows, int) else 2**31)
-        )
 
 
 def _mask_token(token: int | None) -> str:

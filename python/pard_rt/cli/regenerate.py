@@ -6,20 +6,22 @@ import argparse
 from typing import TYPE_CHECKING
 
 from pard_rt.cli.output import paint, print_field, progress
-from pard_rt.models.open import hush_transformers, requiring
+from pard_rt.errors import requiring
 
 if TYPE_CHECKING:
     from pard_rt.training.regenerate import Regenerated
 
 _NAMES = (
     "draft", "max_new_tokens", "prompt_tokens", "temperature", "top_k", "top_p", "min_p", "seed",
-    "batch_size", "max_length", "num_speculative_tokens", "device", "mask_token_id", "threads",
+    "batch_size", "max_length", "num_speculative_tokens", "device", "dtype", "mask_token_id",
+    "threads", "trust_remote_code", "revision", "draft_revision",
 )  # fmt: skip
 
 
 def run_regenerate(arguments: argparse.Namespace) -> int:
     """Write the data set, and say what came of it."""
     with requiring("torch", "Answering a data set anew"):
+        from pard_rt.models.checkpoint import hush_transformers
         from pard_rt.training.regenerate import regenerate
     hush_transformers()
     with progress(f"opening {arguments.target}") as shown:

@@ -7,8 +7,7 @@ import os
 from functools import partial
 
 from pard_rt.cli.output import paint, print_field, progress
-from pard_rt.errors import require_range
-from pard_rt.models.open import hush_transformers, requiring
+from pard_rt.errors import require_range, requiring
 
 
 def run_train(arguments: argparse.Namespace) -> int:
@@ -16,6 +15,7 @@ def run_train(arguments: argparse.Namespace) -> int:
     with requiring("train", "Training"):
         import torch
 
+        from pard_rt.models.checkpoint import hush_transformers
         from pard_rt.training.mask_prediction import MaskPrediction
         from pard_rt.training.train import train
     hush_transformers()
@@ -37,6 +37,8 @@ def run_train(arguments: argparse.Namespace) -> int:
             learning_rate=arguments.learning_rate,
             seed=arguments.seed,
             device=arguments.device,
+            revision=arguments.revision,
+            trust_remote_code=arguments.trust_remote_code,
             target=arguments.target,
             measure_every=arguments.measure_every,
             checkpoint_layers=arguments.checkpoint_layers,

@@ -19,8 +19,8 @@ from pard_rt.exporter.halve import round_to_half, store_halved
 from pard_rt.exporter.quantize import BITS, quantize
 from pard_rt.exporter.quiet import quiet
 from pard_rt.exporter.trace import apply_contract_shapes, trace
-from pard_rt.models.find import locate
-from pard_rt.models.checkpoint import load
+from pard_rt.models import OpenOptions, locate
+from pard_rt.models.checkpoint import load_checkpoint
 from pard_rt.pytorch.probe import adopt
 
 __all__ = ["ExportReport", "Form", "Weights", "export"]
@@ -51,6 +51,10 @@ def export(
     head_on_all_rows: bool = False,
     mask_token_id: int | None = None,
     max_length: int | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    trust_remote_code: bool = False,
 ) -> ExportReport:
     """Export a decoder to an ONNX folder (docs/onnx-folder.md).
 
@@ -80,6 +84,8 @@ def export(
         The parallel draft's mask token, where the configuration does not say it.
     max_length
         Most positions a sequence may have; the model's own limit unless given.
+    revision, token, cache_dir, trust_remote_code
+        See `pard_rt.OpenOptions`.
 
     Returns
     -------
@@ -101,9 +107,17 @@ def export(
     _check_arguments(form, weights, fp16_files, head_on_all_rows)
     target = Path(out)
     with quiet(), new_folder(target) as folder:
-        source = locate(model_dir_or_id)
-        dtype = torch.float16 if weights == "fp16" else torch.float32
-        loaded = load(source, dtype=dtype, mask_token_id=mask_token_id, max_length=max_length)
+        options = OpenOptions(
+            dtype=torch.float16 if weights == "fp16" else torch.float32,
+            mask_token_id=mask_token_id,
+            max_length=max_length,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            trust_remote_code=trust_remote_code,
+        )
+        source = locate(model_dir_or_id, options)
+        loaded = load_checkpoint(source, options)
         longest = loaded.facts.max_length
         if fp16_files:
             round_to_half(loaded.module)

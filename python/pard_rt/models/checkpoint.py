@@ -1,47 +1,39 @@
-"""From a Hugging Face directory or hub id to a module, its tokenizer and the facts about both."""
+"""From a Hugging Face directory or hub id, or from a module of transformers, to a `LoadedModel`."""
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
-    GenerationConfig,
     PreTrainedTokenizerBase,
 )
 
 from pard_rt.errors import InvalidArgumentError, ModelError, RuntimeMissingError, first_line
+from pard_rt.models.facts import (
+    ModelFacts,
+    facts_of,
+    read_eos_tokens,
+    read_generation_config,
+    read_mask_token,
+    require_mask_token,
+)
+from pard_rt.models.fields import Fields
+from pard_rt.models.files import check_weights, refuse_adapter, remote_code_error
 from pard_rt.models.find import display_name, locate
+from pard_rt.models.options import OpenOptions
 from pard_rt.pytorch.quantized import quantized_error, refuse_unknown_method
-from pard_rt.pytorch.requirements import require_decoder
+from pard_rt.pytorch.requirements import is_causal_lm, require_decoder
 from pard_rt.pytorch.seam import Seam, TransformersSeam
-from pard_rt.vocabulary import count_tokens, digest_vocabulary, special_token_ids
 
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model", "tekken.json")
-_MASK_TOKEN_KEYS = ("pard_token", "ptd_token_id", "mask_token_id")
-
-
-@dataclass(frozen=True)
-class ModelFacts:
-    """What decoding and export need to know of a model besides its weights."""
-
-    name: str
-    vocab_size: int  # width of a logits row
-    num_tokens: int  # ids the tokenizer knows; rows behind it are padding
-    vocabulary_id: str  # equal exactly where two tokenizers map tokens to the same ids; may be ""
-    max_length: int  # most positions a sequence may have
-    bos_token_id: int | None
-    eos_token_ids: tuple[int, ...]
-    mask_token_id: int | None  # the parallel draft's mask token
 
 
 @dataclass(frozen=True)
@@ -66,7 +58,10 @@ def load(
     device: str | torch.device = "cpu",
     mask_token_id: int | None = None,
     max_length: int | None = None,
-    at_most: int | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    trust_remote_code: bool = False,
     need_tokenizer: bool = True,
 ) -> LoadedModel:
     """Load a decoder-only language model.
@@ -75,18 +70,10 @@ def load(
     ----------
     source
         A directory in Hugging Face format, or a hub id.
-    dtype
-        Of the weights; ``"auto"`` keeps the checkpoint's.
-    device
-        Where the module is put.
-    mask_token_id
-        The parallel draft's mask token; overrides what the configuration says.
-    max_length
-        Most positions a sequence may have; by default and at most ``max_position_embeddings``.
-    at_most
-        Of a draft, the target's max_length: no sequence has more, whatever its own limit.
+    dtype, device, mask_token_id, max_length, revision, token, cache_dir, trust_remote_code
+        See `pard_rt.OpenOptions`.
     need_tokenizer
-        Whether a missing tokenizer is an error.
+        Whether a tokenizer that is missing, or wants another package, is an error.
 
     Raises
     ------
@@ -95,73 +82,91 @@ def load(
     ModelError
         The source is damaged, incomplete, or not a decoder.
     InvalidArgumentError
-        An argument that does not fit the model, or no device of PyTorch's.
+        An argument does not fit the model.
     RuntimeMissingError
         The device is a card, and PyTorch sees none.
     """
+    options = OpenOptions(
+        dtype=dtype,
+        device=device,
+        mask_token_id=mask_token_id,
+        max_length=max_length,
+        revision=revision,
+        token=token,
+        cache_dir=cache_dir,
+        trust_remote_code=trust_remote_code,
+    )
     require_device(device)
-    folder = locate(source)
+    return load_checkpoint(locate(source, options), options, need_tokenizer=need_tokenizer)
+
+
+def load_checkpoint(
+    folder: Path, options: OpenOptions, *, need_tokenizer: bool = True
+) -> LoadedModel:
+    """Load a Hugging Face directory; parameters and errors are those of `load`."""
+    require_device(options.device)
+    refuse_adapter(folder)
     name = str(folder)
-    config = _load_config(name)
-    require_decoder(name, config)
+    fields = Fields.read(folder / "config.json")
+    generation = read_generation_config(folder)
+    read_mask_token(fields, 2**31)  # wrong values are told before weights are read
+    config = _load_config(name, options)
+    remote = remote_code_error(folder / "config.json")
+    if remote is not None and not options.trust_remote_code and not is_causal_lm(config):
+        raise remote
+    require_decoder(name, config, is_foreign=remote is not None and options.trust_remote_code)
     refuse_unknown_method(name, config)
     check_weights(folder)
-    module = _put(_load_module(name, config, dtype), name, device)
-    tokenizer = load_tokenizer(name, needed=need_tokenizer)
-    embedding_rows, vocab_size = _embedding_sizes(name, module)
-    mask = read_mask_token(config, embedding_rows, mask_token_id)
-    facts = facts_of(
-        display_name(folder.absolute()),
-        tokenizer,
-        vocab_size=vocab_size,
-        max_length=_max_length(config, max_length, at_most),
-        bos_token_id=_first(
-            getattr(config, "bos_token_id", None), getattr(tokenizer, "bos_token_id", None)
-        ),
-        eos_token_ids=_eos_token_ids(name, config, tokenizer),
-        mask_token_id=mask,
+    module = _put(_load_module(name, config, options), name, options.device)
+    tokenizer = load_tokenizer(
+        name, needed=need_tokenizer, trust_remote_code=options.trust_remote_code
     )
-    return LoadedModel(module, module.config, tokenizer, facts)
+    return _loaded(module, tokenizer, display_name(folder.absolute()), generation, options)
 
 
-def facts_of(
-    name: str,
-    tokenizer: Any,
-    *,
-    vocab_size: int,
-    max_length: int,
-    bos_token_id: int | None,
-    eos_token_ids: tuple[int, ...],
-    mask_token_id: int | None,
-) -> ModelFacts:
-    """Put a model's facts together with what its tokenizer says.
+def loaded_from(module: Any, options: OpenOptions, name: str) -> LoadedModel:
+    """Take a ``PreTrainedModel`` as it is, with `options.tokenizer` if there is one.
 
     Raises
     ------
-    ModelError
-        The tokenizer knows more tokens than there are logits.
+    ModelError, InvalidArgumentError
+        As from `load`.
     """
-    vocabulary = {} if tokenizer is None else tokenizer.get_vocab()
-    textless = set() if tokenizer is None else special_token_ids(tokenizer)
-    textless |= set() if mask_token_id is None else {mask_token_id}
-    facts = ModelFacts(
-        name=name,
-        vocab_size=vocab_size,
-        num_tokens=count_tokens(vocabulary, mask_token_id) or vocab_size,
-        vocabulary_id=digest_vocabulary(vocabulary, textless),
-        max_length=max_length,
-        bos_token_id=bos_token_id,
-        eos_token_ids=eos_token_ids,
-        mask_token_id=mask_token_id,
+    config: Any = module.config
+    require_decoder(name, config, is_foreign=True)
+    generation: Any = getattr(module, "generation_config", None)
+    return _loaded(
+        module.eval(),
+        options.tokenizer,
+        name,
+        None if generation is None else Fields.of_config(generation, f"{name} for generation"),
+        options,
     )
-    if facts.num_tokens > vocab_size:
-        raise ModelError(
-            f"The tokenizer of {name} knows more tokens than the model has logits",
-            f"at most {vocab_size} tokens",
-            str(facts.num_tokens),
-            "Use the tokenizer the model was trained with.",
-        )
-    return facts
+
+
+def _loaded(
+    module: Any, tokenizer: Any, name: str, generation: Fields | None, options: OpenOptions
+) -> LoadedModel:
+    config = module.config
+    fields = Fields.of_config(config, name)
+    embedding_rows, vocab_size = _embedding_sizes(name, module)
+    mask = (
+        read_mask_token(fields, embedding_rows)
+        if options.mask_token_id is None
+        else require_mask_token(options.mask_token_id, embedding_rows)
+    )
+    bos = fields.token("bos_token_id", embedding_rows)
+    own_eos = getattr(tokenizer, "eos_token_id", None)
+    facts = facts_of(
+        name,
+        tokenizer,
+        vocab_size=vocab_size,
+        max_length=_max_length(name, config, options),
+        bos_token_id=getattr(tokenizer, "bos_token_id", None) if bos is None else bos,
+        eos_token_ids=read_eos_tokens(fields, generation, vocab_size, own_eos),
+        mask_token_id=mask,
+    )
+    return LoadedModel(module, config, tokenizer, facts)
 
 
 def refit(
@@ -178,7 +183,7 @@ def refit(
     if max_length is not None and not 1 <= max_length <= facts.max_length:
         raise _unfit_length(facts.max_length, max_length)
     if mask_token_id is not None:
-        read_mask_token(None, loaded.seam.num_embeddings, mask_token_id)
+        require_mask_token(mask_token_id, loaded.seam.num_embeddings)
     facts = facts_of(
         facts.name,
         loaded.tokenizer,
@@ -199,7 +204,11 @@ def require_device(device: str | torch.device) -> None:
         kind = "none"
     if kind not in ("cpu", "cuda"):
         raise InvalidArgumentError(
-            "Unknown device", "cpu, or cuda (AMD's cards too)", repr(device), "Choose a device."
+            "PyTorch does not run models on this device",
+            "cpu, or cuda (AMD's cards too)",
+            repr(device),
+            "Choose one of them. Other devices are ONNX Runtime's: write a folder for it with "
+            "pard-rt export.",
         )
     if kind == "cuda" and not torch.cuda.is_available():
         raise RuntimeMissingError(
@@ -223,100 +232,14 @@ def _put(module: Any, name: str, device: str | torch.device) -> Any:
         ) from error
 
 
-def read_mask_token(config: Any, embedding_rows: int, explicit: int | None = None) -> int | None:
-    """Find the parallel draft's mask token id; None for a model that is no parallel draft.
-
-    An explicit id wins; then ``pard_token``, ``ptd_token_id``, ``mask_token_id`` and
-    ``dflash_config.mask_token_id`` of the configuration, in this order.
-
-    Raises
-    ------
-    ModelError
-        The configuration's id is outside the embedding, or the draft is a PARD-2 one.
-    InvalidArgumentError
-        The explicit id is outside the embedding.
-    """
-    if str(getattr(config, "spd_type", "")).lower() == "pard2":
-        raise ModelError(
-            "A PARD-2 draft needs its projection of target states, which the module lacks",
-            'spd_type "pard"',
-            'spd_type "pard2"',
-            "Use a PARD draft.",
-        )
-    where, found = "mask_token_id", explicit
-    if explicit is None:
-        dflash = getattr(config, "dflash_config", None) or {}
-        entries = [(key, getattr(config, key, None)) for key in _MASK_TOKEN_KEYS]
-        entries.append(("dflash_config.mask_token_id", dflash.get("mask_token_id")))
-        where, found = next(((k, v) for k, v in entries if v is not None), ("", None))
-    if found is not None and not 0 <= found < embedding_rows:
-        raise (ModelError if explicit is None else InvalidArgumentError)(
-            f"the mask token ({where}) is outside the draft's embedding",
-            f"an id in 0..{embedding_rows - 1}",
-            str(found),
-            "pass the mask_token_id the draft was trained with",
-        )
-    return found
-
-
-def check_weights(folder: Path) -> None:
-    """Refuse a folder whose weights are missing, incomplete or truncated.
-
-    Raises
-    ------
-    ModelError
-        Names the file at fault.
-    """
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        files = [folder / shard for shard in _shards(index)]
-        missing = [file.name for file in files if not file.is_file()]
-        if missing:
-            raise ModelError(
-                f"{folder} lacks part of its weights",
-                f"the {len(files)} files its index names",
-                f"missing: {', '.join(missing)}",
-                "Download the model again.",
-            )
-    else:
-        files = sorted(folder.glob("*.safetensors"))
-        if not files and not any(folder.glob("pytorch_model*.bin")):
-            raise ModelError(
-                f"{folder} has no weights",
-                "model.safetensors, or shards with an index",
-                "none",
-                "Download the whole model, not only its configuration.",
-            )
-    for file in files:
-        try:
-            with safe_open(str(file), framework="pt"):
-                pass
-        except (SafetensorError, OSError) as error:
-            raise ModelError(
-                f"The weights file {file} is damaged",
-                "a complete safetensors file",
-                str(error),
-                "Download it again.",
-            ) from error
-
-
-def _shards(index: Path) -> list[str]:
+def _load_config(name: str, options: OpenOptions) -> Any:
     try:
-        return sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(
-            f"The index of the weights {index} is damaged",
-            "a JSON object whose weight_map names the file of every tensor",
-            first_line(error),
-            "Download it again.",
-        ) from error
-
-
-def _load_config(name: str) -> Any:
-    try:
-        return AutoConfig.from_pretrained(name)
+        return AutoConfig.from_pretrained(name, trust_remote_code=options.trust_remote_code)
     except Exception as error:  # each wrong field fails in its own way
-        raise ModelError(
+        remote = (
+            None if options.trust_remote_code else remote_code_error(Path(name) / "config.json")
+        )
+        raise remote or ModelError(
             f"The configuration of '{name}' cannot be read",
             "a config.json of an architecture this transformers knows",
             first_line(error),
@@ -324,10 +247,14 @@ def _load_config(name: str) -> Any:
         ) from error
 
 
-def _load_module(name: str, config: Any, dtype: torch.dtype | str) -> Any:
+def _load_module(name: str, config: Any, options: OpenOptions) -> Any:
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            name, config=config, dtype=dtype, output_loading_info=True
+            name,
+            config=config,
+            dtype=options.dtype,
+            output_loading_info=True,
+            trust_remote_code=options.trust_remote_code,
         )
         module, report = loaded
     except MemoryError:
@@ -364,7 +291,9 @@ def _embedding_sizes(name: str, module: Any) -> tuple[int, int]:
     return rows, vocab_size
 
 
-def load_tokenizer(name: str, *, needed: bool = True) -> PreTrainedTokenizerBase | None:
+def load_tokenizer(
+    name: str, *, needed: bool = True, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase | None:
     """Load the tokenizer of a folder.
 
     Where it is not `needed`, None stands for one that is missing or wants another package; a
@@ -379,8 +308,15 @@ def load_tokenizer(name: str, *, needed: bool = True) -> PreTrainedTokenizerBase
     try:
         if not has_file:
             raise OSError("none")  # transformers would make up an empty one for some architectures
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            name, trust_remote_code=trust_remote_code
+        )
     except Exception as error:  # the tokenizers library raises Exception itself
+        remote = (
+            None if trust_remote_code else remote_code_error(Path(name) / "tokenizer_config.json")
+        )
+        if remote is not None:
+            raise remote from error
         if not needed and not _is_damaged(Path(name) / "tokenizer.json"):
             return None
         raise ModelError(
@@ -402,35 +338,29 @@ def _is_damaged(file: Path) -> bool:
     return False
 
 
-def _max_length(config: Any, asked: int | None, at_most: int | None) -> int:
-    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
-    length = asked if asked is not None else limit
-    if at_most is not None:
-        length = at_most if length is None else min(length, at_most)
-    if length is None or length < 1 or (limit is not None and length > limit):
+def _max_length(name: str, config: Any, options: OpenOptions) -> int:
+    text = Fields.of_config(config.get_text_config(), name)
+    limit = text.integer("max_position_embeddings", 1, 2**31 - 1)
+    asked = options.max_length
+    length = limit if asked is None else asked
+    if not options.is_target and length is not None and limit is not None:
+        length = min(length, limit)  # a draft's own limit may be below its target's
+    if length is None or (limit is not None and length > limit):
         raise _unfit_length(limit, asked)
-    return int(length)
+    return length
 
 
 def _unfit_length(limit: int | None, asked: int | None) -> InvalidArgumentError:
     return InvalidArgumentError(
-        "Max_length does not fit the model",
+        "max_length does not fit the model",
         f"1..{limit}" if limit else "a positive number: the configuration has no limit",
         str(asked),
         "Choose a length the model was trained for.",
     )
 
 
-def _eos_token_ids(name: str, config: Any, tokenizer: Any) -> tuple[int, ...]:
-    try:
-        generation = GenerationConfig.from_pretrained(name).eos_token_id
-    except OSError:
-        generation = None
-    configured = getattr(config, "eos_token_id", None)
-    ids = _first(generation, configured, getattr(tokenizer, "eos_token_id", None))
-    several = ids if isinstance(ids, (list, tuple)) else () if ids is None else (ids,)
-    return tuple(int(i) for i in several)
+def hush_transformers() -> None:
+    """Keep transformers' own progress bars out of the output."""
+    from transformers.utils import logging
 
-
-def _first(*values: Any) -> Any:
-    return next((value for value in values if value is not None), None)
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]

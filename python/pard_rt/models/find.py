@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from pard_rt.errors import FolderError, first_line
+from pard_rt.errors import FolderError, InvalidArgumentError, first_line
+from pard_rt.models.options import OpenOptions
 
 _WANTED = [
     "*.json", "*.jinja", "*.txt", "*.model", "*.safetensors", "*.onnx", "*.onnx.data",
@@ -14,6 +15,7 @@ _WANTED = [
 _UNWANTED = ["*/*", "consolidated*"]  # other formats of the same weights
 _WEIGHTS = ("*.safetensors", "*.onnx")
 _OLD_WEIGHTS = ["pytorch_model*.bin"]  # fetched only where there are no others
+_CODE = ["*.py"]  # fetched only where it may run
 
 
 # The pair that comes with the package (docs/demo-pair.md).
@@ -24,7 +26,7 @@ _DEMO = {
 }
 
 
-def locate(source: str | os.PathLike[str]) -> Path:
+def locate(source: str | os.PathLike[str], options: OpenOptions | None = None) -> Path:
     """Return the folder of a model, downloaded if `source` is a hub id.
 
     Parameters
@@ -33,23 +35,24 @@ def locate(source: str | os.PathLike[str]) -> Path:
         A directory; or an id such as ``Qwen/Qwen2.5-0.5B``, for which the hub's own environment
         variables (HF_HOME, HF_TOKEN, HF_ENDPOINT, HF_HUB_OFFLINE) are heeded; or ``demo``,
         ``demo/parallel`` or ``demo/classic``, the models of the demo. ``./demo`` is a directory.
+    options
+        Its `revision`, `token`, `cache_dir` and `trust_remote_code` are for the hub.
 
     Raises
     ------
     FolderError
         There is no such directory, and the hub has no such model or cannot be reached.
+    InvalidArgumentError
+        A revision was given of what is not on the hub.
     """
+    options = options or OpenOptions()
     name = os.fspath(source)
     if source in _DEMO:
         return Path(__file__).parent.parent / "demo" / _DEMO[name]
-    found = "nothing there"
-    try:
-        path = Path(name).expanduser()
-        if name and path.is_dir():
-            return path
-        found = "a file" if name and path.exists() else found
-    except (OSError, RuntimeError, ValueError) as error:  # too long a name, no such home, a NUL
-        found = first_line(error)
+    path, found = _directory(name)
+    if path is not None:
+        _require_no_revision(path, options)
+        return path
     if not isinstance(source, str) or not _may_be_id(name):
         raise FolderError(
             f"There is no model folder '{name}'",
@@ -57,20 +60,58 @@ def locate(source: str | os.PathLike[str]) -> Path:
             found,
             "Check the path.",
         )
+    return _download(name, options)
+
+
+def _directory(name: str) -> tuple[Path | None, str]:
+    """Return the directory of that name, or what is there instead."""
+    try:
+        path = Path(name).expanduser()
+        if name and path.is_dir():
+            return path, "a directory"
+        return None, "a file" if name and path.exists() else "nothing there"
+    except (OSError, RuntimeError, ValueError) as error:  # too long a name, no such home, a NUL
+        return None, first_line(error)
+
+
+def _download(name: str, options: OpenOptions) -> Path:
     from huggingface_hub import snapshot_download
 
+    def fetch(patterns: list[str]) -> Path:
+        return Path(
+            snapshot_download(
+                name,
+                revision=options.revision,
+                token=options.token,
+                cache_dir=None if options.cache_dir is None else Path(options.cache_dir),
+                allow_patterns=patterns,
+                ignore_patterns=_UNWANTED,
+            )
+        )
+
     try:
-        folder = Path(snapshot_download(name, allow_patterns=_WANTED, ignore_patterns=_UNWANTED))
+        folder = fetch(_WANTED + (_CODE if options.trust_remote_code else []))
         if not any(any(folder.glob(pattern)) for pattern in _WEIGHTS):
-            snapshot_download(name, allow_patterns=_OLD_WEIGHTS, ignore_patterns=_UNWANTED)
+            fetch(_OLD_WEIGHTS)
     except Exception as error:  # the hub's own, its HTTP client's, the disk's
+        revision = "" if options.revision is None else f" at revision '{options.revision}'"
         raise FolderError(
-            f"The model '{name}' cannot be had",
+            f"The model '{name}'{revision} could not be found or downloaded",
             "a directory, or the id of a model on the hub",
             f"no such directory, and from the hub: {first_line(error)}",
-            "Check the name and the network; private models need HF_TOKEN.",
+            "Check the name and the network; private models need a token (HF_TOKEN).",
         ) from error
     return folder
+
+
+def _require_no_revision(path: Path, options: OpenOptions) -> None:
+    if options.revision is not None:
+        raise InvalidArgumentError(
+            f"'{path}' is a directory, which has no revisions",
+            "a hub id, if a revision is given",
+            f"revision {options.revision!r}",
+            "Leave revision out, or name the model by its hub id.",
+        )
 
 
 def display_name(folder: Path) -> str:
@@ -78,6 +119,11 @@ def display_name(folder: Path) -> str:
     if folder.parent.name == "snapshots":  # models--owner--name/snapshots/commit
         return folder.parent.parent.name.rpartition("--")[2]
     return folder.name
+
+
+def folder_size(folder: Path) -> int:
+    """Bytes of the files of a folder."""
+    return sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
 
 
 def _may_be_id(name: str) -> bool:

@@ -45,7 +45,7 @@ from pard_rt.pytorch.static_model import StaticModel
 from pard_rt.pytorch.torch_model import TorchModel
 
 if TYPE_CHECKING:
-    from pard_rt.models.open import OpenedModel
+    from pard_rt.models import OpenedModel
 
 Capturing: TypeAlias = "Callable[[str], AbstractContextManager[object]]"
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from tokenizers import Tokenizer
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pard_rt.errors import InvalidArgumentError, ModelError
-from pard_rt.models.checkpoint import LoadedModel, facts_of, read_mask_token
+from pard_rt.models.checkpoint import LoadedModel, loaded_from
+from pard_rt.models.facts import facts_of, require_mask_token
+from pard_rt.models.options import OpenOptions
 from pard_rt.pytorch.own_seam import REMEDY, SHAPE, OwnSeam
 from pard_rt.pytorch.seam import Seam
 
@@ -89,30 +91,33 @@ class DecoderModule(Protocol):
 
 
 def wrap(
-    module: DecoderModule,
+    module: DecoderModule | PreTrainedModel,
     *,
-    max_length: int,
+    max_length: int | None = None,
     tokenizer: PreTrainedTokenizerBase | Tokenizer | None = None,
     num_embeddings: int | None = None,
     eos_token_ids: Iterable[int] | None = None,
     mask_token_id: int | None = None,
     name: str | None = None,
 ) -> LoadedModel:
-    """Make of a decoder of one's own what `Generator` takes for a target or a draft.
+    """Turn a decoder in memory into something that `Generator` takes as a target or a draft.
 
     Parameters
     ----------
     module
-        An ``nn.Module`` as `DecoderModule` says, on the device it is to run on; it is put in eval
-        mode. How many layers and heads it has is seen, not asked.
+        An ``nn.Module`` as `DecoderModule` says, on the device it is to run on, or a model of
+        transformers. It is put in eval mode. The layers and heads of the former are seen by running
+        it once.
     max_length
-        Most positions a sequence may have, 2 or more.
+        Most positions a sequence may have, 2 or more. A model of transformers has a limit of its
+        own, which is the default.
     tokenizer
         Of transformers, or a `tokenizers.Tokenizer`; without one, prompts are token ids.
     num_embeddings
-        Token ids the module can be fed; by default as many as a row has logits.
+        Token ids a module of your own can be fed; by default as many as a row has logits.
     eos_token_ids
-        What ends a text; by default the tokenizer's ``eos_token_id``, where it has one.
+        What ends a text; by default the tokenizer's ``eos_token_id``, where it has one, or what
+        the configurations of a model of transformers say.
     mask_token_id
         A parallel draft's mask token.
     name
@@ -133,13 +138,25 @@ def wrap(
     >>> pard_rt.Generator(target).generate("The rain")  # doctest: +SKIP
     """
     name = type(module).__name__ if name is None else name
-    _require_decoder(name, module)
     if tokenizer is not None and not isinstance(tokenizer, (PreTrainedTokenizerBase, Tokenizer)):
         raise InvalidArgumentError(
             f"The tokenizer of {name} cannot be used",
             "one of transformers, a tokenizers.Tokenizer, or None",
             type(tokenizer).__name__,
             "Leave it out, and pass token ids.",
+        )
+    if isinstance(module, PreTrainedModel):
+        options = OpenOptions(
+            max_length=max_length, mask_token_id=mask_token_id, tokenizer=tokenizer
+        )
+        loaded = loaded_from(module, options, name)
+        if eos_token_ids is None:
+            return loaded
+        return replace(loaded, facts=replace(loaded.facts, eos_token_ids=tuple(eos_token_ids)))
+    _require_decoder(name, module)
+    if max_length is None:
+        raise InvalidArgumentError(
+            f"The max_length of {name} is missing", "at least 2", "None", REMEDY
         )
     vocab_size = OwnSeam(module, name, 1).vocab_size()
     known = vocab_size if num_embeddings is None else num_embeddings
@@ -157,7 +174,7 @@ def wrap(
         max_length=max_length,
         bos_token_id=getattr(tokenizer, "bos_token_id", None),
         eos_token_ids=tuple(ends if eos_token_ids is None else eos_token_ids),
-        mask_token_id=read_mask_token(None, known, mask_token_id),
+        mask_token_id=None if mask_token_id is None else require_mask_token(mask_token_id, known),
     )
     return _OwnModel(module, None, tokenizer, facts, known)
 

@@ -12,25 +12,34 @@ _LAYER_TYPES = ("full_attention", "sliding_attention")
 _RECURRENT_LAYER_TYPES = ("linear_attention", "conv", "hybrid", "hybrid_sliding")
 
 
-def require_decoder(name: str, config: Any) -> None:
+def is_causal_lm(config: Any) -> bool:
+    """Tell whether transformers has a causal language model of its own for a configuration."""
+    return type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
+
+
+def require_decoder(name: str, config: Any, *, is_foreign: bool = False) -> None:
     """Refuse a configuration of anything but a decoder whose layers all attend to cached rows.
+
+    Where it `is_foreign`, a class that transformers does not know runs it.
 
     Raises
     ------
     ModelError
         Names what the model is, or has, instead.
     """
+    classes = getattr(config, "architectures", None) or ()
     if getattr(config, "is_encoder_decoder", False):
         actual = f"an encoder-decoder ({config.model_type})"
-    elif masked := [each for each in config.architectures or () if each.endswith("ForMaskedLM")]:
+    elif masked := [each for each in classes if each.endswith("ForMaskedLM")]:
         actual = f"a masked language model ({masked[0]})"
-    elif type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+    elif not is_causal_lm(config) and not is_foreign:
         actual = str(config.model_type)
     else:
         refuse_layers(config)
-        module: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-        if module._is_stateful:
-            raise _recurrent(config, "a recurrent state")
+        if is_causal_lm(config):
+            module: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+            if module._is_stateful:
+                raise _recurrent(config, "a recurrent state")
         return
     raise ModelError(
         f"{name} is not a decoder-only language model",

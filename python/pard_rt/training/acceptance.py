@@ -9,9 +9,9 @@ import torch
 
 from pard_rt._core import Decoder, ParallelDrafter
 from pard_rt.errors import InvalidArgumentError
+from pard_rt.models import OpenedModel
 from pard_rt.models.checkpoint import LoadedModel
 from pard_rt.pytorch.torch_model import TorchModel
-from pard_rt.models.open import OpenedModel
 from pard_rt.training.attention import use_chain_attention
 from pard_rt.training.documents import Document
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pard_rt.errors import FolderError
-from pard_rt.models.open import read_json
+from pard_rt.models.fields import read_json
 
 
 class LineFile:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pard_rt.models.open import requiring
+from pard_rt.errors import requiring
 from pard_rt.training.acceptance import MeasuredAcceptance
 
 CURVES = "training.svg"

@@ -14,8 +14,9 @@ from typing import Any
 from pard_rt._core import SamplingParams
 from pard_rt.errors import require_range
 from pard_rt.generator import Generator
-from pard_rt.models.find import display_name, locate
 from pard_rt.models.checkpoint import load_tokenizer
+from pard_rt.models.find import display_name, locate
+from pard_rt.models.options import OpenOptions
 from pard_rt.outputs import Output
 from pard_rt.streams import Stream
 from pard_rt.training.line_file import LineFile
@@ -151,7 +152,9 @@ def regenerate(
     }
     SamplingParams(**sampling)
     records = list(read_records([Path(path) for path in data]))
-    folder = locate(target)
+    hub = ("revision", "token", "cache_dir", "trust_remote_code")
+    found = OpenOptions(**{name: opening[name] for name in hub if name in opening})
+    folder = locate(target, found)
     settings = {
         "target": f"{display_name(folder.absolute())} {_digest(sorted(folder.iterdir()), _TAIL)}",
         "data": _digest(map(Path, data)),
@@ -164,7 +167,7 @@ def regenerate(
     lines = LineFile(Path(output), settings)
     generator = Generator(target, draft, max_length=max_length, **opening)
     prompter = Prompter(
-        load_tokenizer(str(folder)),
+        load_tokenizer(str(folder), trust_remote_code=found.trust_remote_code),
         max_length=generator.max_length,
         prompt_tokens=prompt_tokens,
         continued_tokens=max_new_tokens,

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from pard_rt.errors import InvalidArgumentError, ModelError, RuntimeMissingError, require_range
+from pard_rt.models import OpenOptions, open_model
 from pard_rt.models.checkpoint import LoadedModel, load, require_device
-from pard_rt.models.open import open_model
 from pard_rt.training.acceptance import Acceptance, MeasuredAcceptance, hold_out
 from pard_rt.training.attention import use_chain_attention
 from pard_rt.training.checkpoint import save_checkpoint
@@ -76,6 +76,8 @@ def train(
     target: str | os.PathLike[str] | None = None,
     measure_every: int = 500,
     device: str = "cpu",
+    revision: str | None = None,
+    trust_remote_code: bool = False,
     dtype: torch.dtype | None = None,
     tokens_per_forward: int = 16384,
     checkpoint_layers: bool = False,
@@ -115,6 +117,8 @@ def train(
         Steps between those measurements; there is one at the beginning and one at the end.
     device
         Where the models are: under torchrun, "cuda" is one card for every process.
+    revision, trust_remote_code
+        Of the model and, the latter, of the target too: see `pard_rt.OpenOptions`.
     dtype
         Of the computation; by default bfloat16 on cards that have it, else float32. Weights and
         optimizer are float32, and saved in the type they came in.
@@ -148,7 +152,7 @@ def train(
     workers, device = join(device)
     if not workers.is_first:
         log = watch = lambda text: None
-    loaded = load(model, device=device)
+    loaded = load(model, device=device, revision=revision, trust_remote_code=trust_remote_code)
     stored = loaded.module.dtype
     if dtype is None:
         narrow = torch.device(device).type == "cuda" and torch.cuda.is_bf16_supported()
@@ -191,7 +195,7 @@ def train(
     )
     acceptance = None
     if target is not None and workers.is_first:
-        opened = open_model(target, device=device.partition(":")[0])
+        opened = open_model(target, OpenOptions(device=device, trust_remote_code=trust_remote_code))
         acceptance = Acceptance(opened, loaded, held_out, mask, settings.num_subtasks)
         log(f"tokens per round before training: {acceptance().tokens_per_round:.2f}")
     worth: MeasuredAcceptance | None = None

@@ -1,0 +1,30 @@
+"""A model that is open, whatever it was opened from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pard_rt._core import Model, ModelInfo, ProbeReport
+from pard_rt.text import TokenText
+
+if TYPE_CHECKING:
+    from pard_rt.models.checkpoint import LoadedModel
+
+
+@dataclass(frozen=True)
+class OpenedModel:
+    """A model and what its folder, or whoever wrapped it, says about decoding with it."""
+
+    source: str  # its folder, or its name
+    description: str
+    model: Model
+    info: ModelInfo
+    mask_token_id: int | None
+    eos_token_ids: tuple[int, ...]
+    probe: Callable[[], ProbeReport]  # raises ModelError where rows disagree or do not rewind
+    text: Callable[[], TokenText]  # raises Error where there is no tokenizer
+    has_tokenizer: bool
+    tokenizer: Any = None  # of transformers or tokenizers
+    loaded: LoadedModel | None = None  # where PyTorch runs it
