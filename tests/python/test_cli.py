@@ -355,7 +355,7 @@ def test_providers_and_numbers_out_of_range(pair: Pair, capsys: pytest.CaptureFi
     command = ["check", pair.target]
     fails(capsys, [*command, "--device", "tpu"], "cpu, cuda, migraphx or rocm", "'tpu'")
     fails(capsys, [*command, "--device", "rocm"], "pip install onnxruntime-rocm")
-    fails(capsys, ["check", pair.hf_target, "--device", "rocm"], "device cpu", "pard-rt export")
+    fails(capsys, ["check", pair.hf_target, "--device", "rocm"], "cpu, or cuda", "pard-rt export")
     fails(capsys, [*command, "--threads", "-1"], "-1")
     fails(capsys, [*command, "--num-speculative-tokens", "0"], "1..64")
     fails(capsys, [*command, "--num-speculative-tokens", "65"], "65")
@@ -489,7 +489,7 @@ def test_onnx_folders_need_no_torch(pair: Pair) -> None:
         check=True,
     )
     assert re.findall(r"^status (\d)$", done.stdout, re.MULTILINE) == ["0", "0", "2", "2"]
-    assert "not looked for: needs pip install 'pard-rt[torch]'" in done.stdout
+    assert "none: not a parallel draft" in done.stdout
     assert "pip install 'pard-rt[torch]'" in done.stderr
     assert "pip install 'pard-rt[export]'" in done.stderr
 

@@ -559,7 +559,7 @@ def test_numbers_that_are_none_are_refused(generator: Generator) -> None:
         generator.generate("the", temperature=1e-9)
     with pytest.raises(InvalidArgumentError, match="no bool"):
         Generator(adaptive="yes")  # type: ignore[arg-type]
-    with pytest.raises(InvalidArgumentError, match="no model"):
+    with pytest.raises(InvalidArgumentError, match="not a model"):
         Generator(5)  # type: ignore[arg-type]
     for bad in ({"max_new_tokens": 2.5}, {"seed": "x"}, {"top_k": None}):
         with pytest.raises(InvalidArgumentError, match="out of range"):

@@ -395,8 +395,8 @@ def test_what_cannot_be_trained_is_refused(
     for bad in (-3, 0, math.nan, math.inf):
         refused("epochs is out of range", text, epochs=bad)
         refused("learning_rate is out of range", text, learning_rate=bad)
-    refused("Unknown device", text, device="tpu")
-    refused("Unknown device", text, device="mps")
+    refused("PyTorch does not run", text, device="tpu")
+    refused("PyTorch does not run", text, device="mps")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     refused("PyTorch sees no GPU", text, device="cuda")
     refused("no text", write_lines(tmp_path / "e.jsonl", {"text": "a\ud800b"}))

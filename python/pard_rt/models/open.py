@@ -69,7 +69,7 @@ def format_of(path: Path) -> Format:
     names = sorted(entry.name for entry in path.iterdir())
     raise FolderError(
         f"'{path}' is not a model folder",
-        f"one of the files {', '.join(mark for each in FORMATS for mark in each.marks)}",
+        "a file pard_rt.json, genai_config.json or config.json",
         ", ".join(names[:5]) + (", ..." if len(names) > 5 else "") or "an empty folder",
         "Pass the folder that pard-rt export wrote, or the directory of a Hugging Face model.",
     )

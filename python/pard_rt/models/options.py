@@ -76,7 +76,7 @@ class OpenOptions:
         if kind not in _DEVICES or (index and not index.isdecimal()):
             raise InvalidArgumentError(
                 "Unknown device",
-                f"{', '.join(_DEVICES)}, or a card by its number such as cuda:0",
+                f"{', '.join(_DEVICES[:-1])} or {_DEVICES[-1]}, and a card's number, as in cuda:0",
                 repr(self.device),
                 "Choose a device.",
             )
