@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pard_rt._core import Model, ModelInfo, ProbeReport
+from pard_rt.chat import ChatTemplate
+from pard_rt.models.fields import Fields
 from pard_rt.text import TokenText
 
 if TYPE_CHECKING:
@@ -27,4 +30,8 @@ class OpenedModel:
     text: Callable[[], TokenText]  # raises Error where there is no tokenizer
     has_tokenizer: bool
     tokenizer: Any = None  # of transformers or tokenizers
+    chat_template: Callable[[], ChatTemplate] = partial(  # raises Error where there is none
+        ChatTemplate.of_tokenizer, "The model", None
+    )
+    generation: Fields | None = None  # how its makers sample it
     loaded: LoadedModel | None = None  # where PyTorch runs it
