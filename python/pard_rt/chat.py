@@ -288,7 +288,7 @@ def _by_name(model: str, template: Any) -> dict[str, str]:
     if isinstance(template, list):
         pairs = [each for each in template if isinstance(each, dict)]
         template = {each.get("name"): each.get("template") for each in pairs}
-    if isinstance(template, str):
+    if template and isinstance(template, str):
         template = {"default": template}
     if not template:
         raise InvalidArgumentError(

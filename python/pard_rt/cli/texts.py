@@ -58,7 +58,7 @@ def text_of_stdin(read: Callable[[], str]) -> str:
         return read()
     except UnicodeDecodeError as error:
         raise InvalidArgumentError(
-            "The prompt on stdin is no text", "UTF-8", str(error), "Convert it."
+            "What stdin gave is not text", "UTF-8", str(error), "Convert it."
         ) from error
 
 
