@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pard_rt.errors import FolderError, InvalidArgumentError, first_line
-from pard_rt.models.fields import read_json
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -317,6 +316,8 @@ def _by_name(model: str, template: Any) -> dict[str, str]:
 
 
 def _read_config(file: Path) -> dict[str, Any]:
+    from pard_rt.models.fields import read_json  # not before: models read templates
+
     return read_json(file) if file.is_file() else {}
 
 

@@ -15,6 +15,8 @@ from pard_rt.text import TokenText
 if TYPE_CHECKING:
     from pard_rt.models.checkpoint import LoadedModel
 
+_NO_TEMPLATE = partial(ChatTemplate.of_tokenizer, "The model", None)
+
 
 @dataclass(frozen=True)
 class OpenedModel:
@@ -30,8 +32,6 @@ class OpenedModel:
     text: Callable[[], TokenText]  # raises Error where there is no tokenizer
     has_tokenizer: bool
     tokenizer: Any = None  # of transformers or tokenizers
-    chat_template: Callable[[], ChatTemplate] = partial(  # raises Error where there is none
-        ChatTemplate.of_tokenizer, "The model", None
-    )
+    chat_template: Callable[[], ChatTemplate] = _NO_TEMPLATE  # raises Error where there is none
     generation: Fields | None = None  # how its makers sample it
     loaded: LoadedModel | None = None  # where PyTorch runs it
