@@ -5,10 +5,11 @@ from __future__ import annotations
 import copy
 import os
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Sequence as ListLike
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import cached_property
 from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args, overload
 
@@ -22,6 +23,7 @@ from pard_rt._core import (
     ParallelDrafter,
     SamplingParams,
 )
+from pard_rt.chat import ChatTemplate, Message
 from pard_rt.errors import (
     IncompatibleModelsError,
     InvalidArgumentError,
@@ -30,6 +32,7 @@ from pard_rt.errors import (
     require_range,
 )
 from pard_rt.models import Backend, OpenedModel, OpenOptions, Source, open_model
+from pard_rt.models.facts import read_sampling
 from pard_rt.outputs import Output
 from pard_rt.streams import Params, Request, Rounds, Stream
 
@@ -43,6 +46,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Backend",
     "Generator",
+    "Message",
     "Method",
     "Options",
     "Prompt",
@@ -67,6 +71,7 @@ class Options(TypedDict, total=False):
     stop: str | ListLike[str]
     stop_token_ids: ListLike[int]
     eos_token_ids: ListLike[int] | None
+    sampling: Literal["model"] | None
 
 
 class Generator:
@@ -296,6 +301,11 @@ class Generator:
         with self._lock:
             self.decoder.num_speculative_tokens = value
 
+    @cached_property
+    def chat_template(self) -> ChatTemplate:
+        """What `chat` renders messages with; an error where the target has no chat template."""
+        return self._target.chat_template()
+
     @property
     def tokenizer(self) -> Any:
         """The target's tokenizer.
@@ -313,18 +323,29 @@ class Generator:
         return self._target.info.max_length
 
     @overload
-    def generate(self, prompt: Prompt, **options: Unpack[Options]) -> Output: ...
+    def generate(
+        self, prompt: Prompt, *, add_special_tokens: bool = True, **options: Unpack[Options]
+    ) -> Output: ...
     @overload
     def generate(
-        self, prompt: list[str] | list[list[int]] | list[Prompt], **options: Unpack[Options]
+        self,
+        prompt: list[str] | list[list[int]] | list[Prompt],
+        *,
+        add_special_tokens: bool = True,
+        **options: Unpack[Options],
     ) -> list[Output]: ...
-    def generate(self, prompt: Any, **options: Unpack[Options]) -> Output | list[Output]:
+    def generate(
+        self, prompt: Any, *, add_special_tokens: bool = True, **options: Unpack[Options]
+    ) -> Output | list[Output]:
         """Generate behind one prompt, or behind several together.
 
         Parameters
         ----------
         prompt
             A text, or token ids of shape [n]; or a list of either.
+        add_special_tokens : bool
+            Whether a text gets the tokens that the tokenizer puts around it, such as BOS. Token ids
+            are taken as they are.
         max_new_tokens : int
             At least 1; 128 by default.
         temperature, top_k, top_p, min_p : float, int, float, float
@@ -339,6 +360,9 @@ class Generator:
             Tokens that end a text besides the model's own.
         eos_token_ids : list of int, optional
             Tokens the model ends with; what its folder says by default.
+        sampling : "model", optional
+            Sample as the model's generation_config.json says: its temperature, top_k, top_p and
+            min_p, or greedily unless its ``do_sample`` is true. Options given here come first.
 
         Returns
         -------
@@ -354,9 +378,10 @@ class Generator:
         ModelError
             A model failed, or a row allowed no choice.
         """
-        params = self._params(**options)
+        params = self._params(**self._settle(options))
         alone = _is_one(prompt)
-        encoded = [self._encode(each) for each in ([prompt] if alone else prompt)]
+        prompts = [prompt] if alone else prompt
+        encoded = [self._encode(each, add_special_tokens) for each in prompts]
         requests: list[Request] = []
         try:
             for tokens in encoded:
@@ -370,7 +395,9 @@ class Generator:
         outputs = [self._rounds.output_of(request) for request in requests]
         return outputs[0] if alone else outputs
 
-    def stream(self, prompt: Prompt, **options: Unpack[Options]) -> Stream:
+    def stream(
+        self, prompt: Prompt, *, add_special_tokens: bool = True, **options: Unpack[Options]
+    ) -> Stream:
         """Generate behind one prompt, token by token as rounds publish them.
 
         Parameters and errors are those of `generate`; a model's error comes at the round that meets
@@ -385,7 +412,103 @@ class Generator:
         """
         if not _is_one(prompt):
             raise _bad_prompt(prompt)
-        return Stream(self._rounds, self._encode(prompt), self._params(**options))
+        params = self._params(**self._settle(options))
+        return Stream(self._rounds, self._encode(prompt, add_special_tokens), params)
+
+    def chat(
+        self,
+        messages: Iterable[Message],
+        *,
+        template_options: Mapping[str, Any] | None = None,
+        **options: Unpack[Options],
+    ) -> Output:
+        """Answer a conversation, through the model's own chat template.
+
+        Parameters
+        ----------
+        messages
+            Dicts of ``role`` and ``content``, both strings: what a system, a user and the assistant
+            said so far. If the last message is the assistant's, the model continues it, and the
+            output is what it adds.
+        template_options
+            Variables of the template, such as ``{"enable_thinking": False}``, ``tools`` or
+            ``documents``.
+        options
+            Those of `generate`. By default an answer ends at the tokens that the folder names, and
+            at the one that the template puts behind an answer.
+
+        Returns
+        -------
+        Output
+
+        Raises
+        ------
+        InvalidArgumentError
+            The model has no chat template; the messages cannot be used, the template refuses them,
+            or they are longer than the model can read; or an option cannot be used.
+        FolderError
+            The chat template fails, or the folder has no tokenizer.
+        ModelError
+            As `generate`.
+
+        Examples
+        --------
+        >>> generator = Generator("Qwen/Qwen2.5-0.5B-Instruct")  # doctest: +SKIP
+        >>> messages = [{"role": "user", "content": "What is the capital of France?"}]
+        >>> generator.chat(messages).text  # doctest: +SKIP
+        'The capital of France is Paris.'
+        """
+        prompt = self._encode_chat(messages, template_options)
+        return self.generate(prompt, **self._ending_turns(options))
+
+    def stream_chat(
+        self,
+        messages: Iterable[Message],
+        *,
+        template_options: Mapping[str, Any] | None = None,
+        **options: Unpack[Options],
+    ) -> Stream:
+        """Answer a conversation, token by token as rounds publish them.
+
+        Parameters and errors are those of `chat`; a model's error comes at the round that meets it.
+        """
+        prompt = self._encode_chat(messages, template_options)
+        return self.stream(prompt, **self._ending_turns(options))
+
+    def _encode_chat(
+        self, messages: Iterable[Message], template_options: Mapping[str, Any] | None
+    ) -> list[int]:
+        text = self.chat_template.render(messages, template_options)
+        tokens = self._spelling().encode(text, add_special_tokens=False)  # the template has its own
+        if len(tokens) >= self.max_length:
+            raise InvalidArgumentError(
+                "The conversation is too long for the model",
+                f"at most {self.max_length - 1} tokens",
+                f"{len(tokens)} tokens",
+                "Leave out old messages, or open the model with a larger max_length.",
+            )
+        return tokens
+
+    @cached_property
+    def _end_of_turn(self) -> frozenset[int]:
+        tokens = self._spelling().added_tokens
+        end = self.chat_template.end_of_turn(tokens)
+        return frozenset() if end is None else frozenset({tokens[end]})
+
+    def _ending_turns(self, options: Options) -> Options:
+        if options.get("eos_token_ids") is not None:
+            return options
+        ends = {*self._target.eos_token_ids, *self._end_of_turn}
+        return {**options, "eos_token_ids": sorted(ends)}
+
+    def _settle(self, options: Options) -> dict[str, Any]:
+        """Put the model's own sampling where it is asked for, under the options that are given."""
+        given: dict[str, Any] = dict(options)
+        sampling = given.pop("sampling", None)
+        if sampling is None:
+            return given
+        _check_choice("sampling", sampling, ("model",))
+        return {**read_sampling(self._target.generation, self._target.source), **given}
 
     def _params(
         self,
@@ -430,8 +553,10 @@ class Generator:
         SamplingParams(**filters)  # refuses what it cannot use, before anything is queued
         return Params(filters, seed, max_new_tokens, strings, stop_token_ids, ends)
 
-    def _encode(self, prompt: Any) -> Any:
-        return self._spelling().encode(prompt) if isinstance(prompt, str) else prompt
+    def _encode(self, prompt: Any, add_special_tokens: bool) -> Any:
+        if not isinstance(prompt, str):
+            return prompt
+        return self._spelling().encode(prompt, add_special_tokens=add_special_tokens)
 
     def _spelling(self) -> TokenText:
         return self._text or self._target.text()  # the latter says what is missing

@@ -81,8 +81,8 @@ class TokenText:
         table = token_bytes(tokenizer, num_tokens)
         return cls(getattr(tokenizer, "backend_tokenizer", tokenizer), table)
 
-    def encode(self, text: str) -> list[int]:
-        """Return a text's token ids, with what special tokens the tokenizer puts around it.
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Return a text's token ids, by default with what special tokens the tokenizer adds.
 
         Raises
         ------
@@ -95,7 +95,14 @@ class TokenText:
             raise InvalidArgumentError(
                 "A prompt is no text", "Unicode", str(error), "Decode it as what it is."
             ) from error
-        return [int(token) for token in self._tokenizer.encode(text).ids]
+        encoded = self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        return [int(token) for token in encoded.ids]
+
+    @property
+    def added_tokens(self) -> dict[str, int]:
+        """Ids of the tokens that stand in a text as they are, special ones among them."""
+        added = self._tokenizer.get_added_tokens_decoder().items()
+        return {token.content: int(number) for number, token in added}
 
     def spell(self, token: int) -> bytes:
         """Return the bytes a token stands for; none for special tokens."""

@@ -117,7 +117,8 @@ def test_generate(pair: Pair, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["generate", "an", *models, "--method", "plain"]) == 0
     captured = capsys.readouterr()
     assert captured.out == f"an{texts[1].text}\n"
-    assert re.fullmatch(r"-- 12 tokens, \d+ per second\n", captured.err)
+    line = r"-- 12 tokens, \d+ per second, 1\.00 tokens per round\n"
+    assert re.fullmatch(line, captured.err)
 
 
 def test_generate_compares(pair: Pair, capsys: pytest.CaptureFixture[str]) -> None:

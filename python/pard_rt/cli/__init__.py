@@ -1,4 +1,4 @@
-"""The command line: `pard-rt generate`, `export`, `train`, `info`, `check` (docs/cli.md).
+"""The command line: `pard-rt generate`, `chat`, `export`, `train`, `info`, `check` (docs/cli.md).
 
 Commands are imported when they run: only those that touch a Hugging Face directory need PyTorch.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import json
 import os
 import sys
 import warnings
@@ -106,6 +107,10 @@ def _run(arguments: argparse.Namespace) -> int:
         from pard_rt.cli.generate import run_generate
 
         return run_generate(arguments)
+    if arguments.command == "chat":
+        from pard_rt.cli.chat import run_chat
+
+        return run_chat(arguments)
     if arguments.command == "export":
         from pard_rt.cli.export import run_export
 
@@ -139,6 +144,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"pard-rt {version('pard-rt')}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_generate(commands.add_parser("generate", help="write on from a prompt"))
+    _add_chat(commands.add_parser("chat", help="talk with a model"))
     _add_export(commands.add_parser("export", help="write a model as an ONNX folder"))
     _add_train(commands.add_parser("train", help="make a parallel draft of a small model"))
     _add_regenerate(commands.add_parser(_REGENERATE, help="have the target write what it learns"))
@@ -159,7 +165,44 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--target", default="demo", metavar="T", help="ONNX folder, HF directory or hub id"
     )
-    parser.add_argument("--draft", metavar="D", help="the same; the demo has drafts of its own")
+    ways = _add_drafting(parser, "the same; the demo has drafts of its own")
+    ways.add_argument(
+        "--compare",
+        action="store_true",
+        help="then decode the prompts plainly, with classic drafting and PARD: what each takes",
+    )
+    parser.add_argument(
+        "--chat",
+        action="store_true",
+        help="take each prompt as a user's message, through the model's chat template",
+    )
+    _add_decoding(parser, max_new_tokens=128)
+    _add_generating(parser)
+    _add_texts(parser)
+
+
+def _add_chat(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Talk with a model through its own chat template. /help lists the commands; Ctrl-C stops "
+        "an answer, Ctrl-D ends the chat. On a terminal, what the draft gave is green."
+    )
+    parser.epilog = _EXIT_STATUS
+    parser.add_argument(
+        "target",
+        nargs="?",
+        default="demo",
+        metavar="TARGET",
+        help="ONNX folder, HF directory or hub id of a model with a chat template",
+    )
+    _add_drafting(parser, "the same")
+    parser.add_argument("--system", metavar="TEXT", help="what the system says first")
+    _add_decoding(parser, max_new_tokens=1024)
+    _add_generating(parser)
+    _add_texts(parser)
+
+
+def _add_drafting(parser: argparse.ArgumentParser, draft: str) -> argparse._MutuallyExclusiveGroup:
+    parser.add_argument("--draft", metavar="D", help=draft)
     parser.add_argument(
         "--method",
         choices=("auto", "pard", "draft", "plain"),
@@ -168,17 +211,19 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     )
     ways = parser.add_mutually_exclusive_group()
     ways.add_argument(
-        "--compare",
-        action="store_true",
-        help="then decode the prompts plainly, with classic drafting and PARD: what each takes",
-    )
-    ways.add_argument(
         "--adaptive",
         action="store_true",
         help="fewer proposals, down to none, when they do not pay; the text is the same",
     )
-    _add_decoding(parser, max_new_tokens=128)
-    _add_generating(parser)
+    return ways
+
+
+def _add_texts(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--sampling",
+        choices=("model",),
+        help="model: as its generation_config.json says, where no option says otherwise",
+    )
     parser.add_argument("--seed", type=int, metavar="N", help="of sampling (default: a fresh one)")
     parser.add_argument(
         "--stop",
@@ -187,6 +232,19 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
         metavar="TEXT",
         help="end a text before this string; may be given several times",
     )
+    parser.add_argument(
+        "--template-options",
+        type=_json,
+        metavar="JSON",
+        help="variables of the chat template, such as '{\"enable_thinking\": false}'",
+    )
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"not JSON: {error}") from error
 
 
 def _add_decoding(parser: argparse.ArgumentParser, *, max_new_tokens: int) -> None:
@@ -243,10 +301,12 @@ def _add_revision(parser: argparse.ArgumentParser, of: str) -> None:
 def _add_generating(parser: argparse.ArgumentParser) -> None:
     _add_revision(parser, "target")
     parser.add_argument("--draft-revision", metavar="R", help="the same of the draft")
-    parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0: greedy")
-    parser.add_argument("--top-k", type=int, default=0, metavar="N", help="0: all tokens")
-    parser.add_argument("--top-p", type=float, default=1.0, metavar="P", help="1: all tokens")
-    parser.add_argument("--min-p", type=float, default=0.0, metavar="P", help="0: all tokens")
+    # What is not given is left out: the model's own sampling may take its place.
+    sampling = parser.add_argument_group("sampling", argument_default=argparse.SUPPRESS)
+    sampling.add_argument("--temperature", type=float, metavar="T", help="0: greedy (default)")
+    sampling.add_argument("--top-k", type=int, metavar="N", help="0: all tokens (default)")
+    sampling.add_argument("--top-p", type=float, metavar="P", help="1: all tokens (default)")
+    sampling.add_argument("--min-p", type=float, metavar="P", help="0: all tokens (default)")
     parser.add_argument(
         "--max-length", type=int, metavar="N", help="most positions a sequence may have"
     )

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from statistics import median
-from typing import cast
 
 from pard_rt.cli.output import paint, print_field, progress
+from pard_rt.cli.texts import open_generator, options_of, print_pieces, print_stats, text_of_stdin
 from pard_rt.errors import IncompatibleModelsError, InvalidArgumentError
-from pard_rt.generator import Generator, Method, Options
+from pard_rt.generator import Generator, Method
 from pard_rt.outputs import Output
+from pard_rt.streams import Stream
 
 # What the demo's model writes on from where no prompt is given.
 DEMO_PROMPTS = (
@@ -25,68 +26,39 @@ _COMPARED_K = (2, 4, 6, 8)
 _METHODS: tuple[tuple[Method, str], ...] = (("draft", "classic drafting"), ("pard", "PARD"))
 _REPEATS = 3  # of every text that is timed; their median counts
 
+Ask = Callable[[Generator], Stream]  # has a generator continue or answer one prompt
+
 
 def run_generate(arguments: argparse.Namespace) -> int:
     """Generate behind every prompt; 1 where a comparison found another text."""
-    generator = _open(arguments)
+    if arguments.template_options is not None and not arguments.chat:
+        raise InvalidArgumentError(
+            "--template-options is about the chat template", "--chat", "no --chat", "Add --chat."
+        )
+    generator = open_generator(arguments)
     ways = _ways(generator) if arguments.compare else []  # or their error, first
     if ways and arguments.seed is None:
         arguments.seed = 0  # all of them write the same text
-    prompts = [_read(prompt) for prompt in arguments.prompts or DEMO_PROMPTS]
-    for prompt in prompts:
-        _stream(generator, prompt, arguments)
-    return _compare(ways, prompts, _options(arguments)) if ways else 0
+    prompts = [
+        text_of_stdin(sys.stdin.read) if prompt == "-" else prompt
+        for prompt in arguments.prompts or DEMO_PROMPTS
+    ]
+    asks = [_ask(prompt, arguments) for prompt in prompts]
+    for prompt, ask in zip(prompts, asks, strict=True):
+        stream = ask(generator)
+        print(paint(prompt, "bold"), end="\n" if arguments.chat else "", flush=True)
+        print_pieces(stream)
+        print_stats(generator, stream.output, adaptive=arguments.adaptive)
+    return _compare(ways, asks) if ways else 0
 
 
-def _open(arguments: argparse.Namespace) -> Generator:
-    with progress(f"opening {arguments.target}"):
-        return Generator(
-            arguments.target,
-            arguments.draft,
-            method=arguments.method,
-            num_speculative_tokens=arguments.num_speculative_tokens,
-            adaptive=arguments.adaptive,
-            device=arguments.device,
-            dtype=arguments.dtype,
-            revision=arguments.revision,
-            draft_revision=arguments.draft_revision,
-            trust_remote_code=arguments.trust_remote_code,
-            max_length=arguments.max_length,
-            mask_token_id=arguments.mask_token_id,
-            threads=arguments.threads,
-            capturing=partial(progress, behind_text=True),
-        )
-
-
-def _read(prompt: str) -> str:
-    if prompt != "-":
-        return prompt
-    try:
-        return sys.stdin.read()
-    except UnicodeDecodeError as error:
-        raise InvalidArgumentError(
-            "The prompt on stdin is no text", "UTF-8", str(error), "Convert it."
-        ) from error
-
-
-def _options(arguments: argparse.Namespace) -> Options:
-    names = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "stop")
-    return cast(Options, {name: getattr(arguments, name) for name in names})
-
-
-def _stream(generator: Generator, prompt: str, arguments: argparse.Namespace) -> None:
-    """Print a text while it comes, what drafts gave in green; then, on stderr, what it took."""
-    stream = generator.stream(prompt, **_options(arguments))
-    print(paint(prompt, "bold"), end="", flush=True)
-    for piece in stream:
-        print(paint(piece.text, "ok") if piece.from_draft else piece, end="", flush=True)
-    print(flush=True)
-    stats = stream.output.stats
-    k = generator.num_speculative_tokens
-    most = "at most " if arguments.adaptive else ""
-    rounds = f", {stats.tokens_per_round:.2f} tokens per round (K = {most}{k})" if k else ""
-    line = f"-- {stats.counts.committed} tokens, {stats.tokens_per_second:.0f} per second{rounds}"
-    print(paint(line, "note"), file=sys.stderr, flush=True)
+def _ask(prompt: str, arguments: argparse.Namespace) -> Ask:
+    options = options_of(arguments)
+    if not arguments.chat:
+        return lambda generator: generator.stream(prompt, **options)
+    messages = [{"role": "user", "content": prompt}]
+    variables = arguments.template_options
+    return lambda generator: generator.stream_chat(messages, template_options=variables, **options)
 
 
 @dataclass
@@ -100,9 +72,12 @@ class _Way:
     rounds: int = 0
     texts: list[list[int]] = field(default_factory=list)
 
-    def generate(self, prompt: str, options: Options) -> Output:
+    def generate(self, ask: Ask) -> Output:
         self.generator.num_speculative_tokens = self.num_speculative_tokens
-        return self.generator.generate(prompt, **options)
+        stream = ask(self.generator)
+        for _ in stream:
+            pass
+        return stream.output
 
     def add(self, runs: list[Output]) -> None:
         self.seconds += median(run.stats.seconds for run in runs)
@@ -118,12 +93,12 @@ class _Way:
         return self.num_tokens / self.seconds
 
 
-def _compare(ways: list[_Way], prompts: list[str], options: Options) -> int:
+def _compare(ways: list[_Way], asks: list[Ask]) -> int:
     """Decode every prompt in every way, in turns, and print what it took."""
     with progress("comparing") as shown:
-        for i, prompt in enumerate(prompts):
-            shown.text = f"comparing, prompt {i + 1} of {len(prompts)}"
-            turns = [[way.generate(prompt, options) for way in ways] for _ in range(_REPEATS)]
+        for i, ask in enumerate(asks):
+            shown.text = f"comparing, prompt {i + 1} of {len(asks)}"
+            turns = [[way.generate(ask) for way in ways] for _ in range(_REPEATS)]
             for way, runs in zip(ways, zip(*turns, strict=True), strict=True):
                 way.add(list(runs))
     print()

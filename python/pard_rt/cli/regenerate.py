@@ -29,7 +29,7 @@ def run_regenerate(arguments: argparse.Namespace) -> int:
         def report(done: Regenerated) -> None:
             shown.text = f"{done.lines} of {done.total} lines, {_speed(done)}"
 
-        options = {name: getattr(arguments, name) for name in _NAMES}
+        options = {name: value for name, value in vars(arguments).items() if name in _NAMES}
         done = regenerate(
             arguments.target,
             arguments.data,

@@ -28,6 +28,7 @@ _TOKENIZER_FILES = (
     "tokenizer.model",
     "vocab.json",
     "merges.txt",
+    "generation_config.json",
 )
 
 

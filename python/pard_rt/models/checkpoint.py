@@ -134,14 +134,14 @@ def loaded_from(module: Any, options: OpenOptions, name: str) -> LoadedModel:
     """
     config: Any = module.config
     require_decoder(name, config, is_foreign=True)
-    generation: Any = getattr(module, "generation_config", None)
-    return _loaded(
-        module.eval(),
-        options.tokenizer,
-        name,
-        None if generation is None else Fields.of_config(generation, f"{name} for generation"),
-        options,
-    )
+    generation = generation_config_of(module, name)
+    return _loaded(module.eval(), options.tokenizer, name, generation, options)
+
+
+def generation_config_of(module: Any, name: str) -> Fields | None:
+    """Return the generation config of a module in memory; None where it has none."""
+    config = getattr(module, "generation_config", None)
+    return None if config is None else Fields.of_config(config, f"{name} for generation")
 
 
 def _loaded(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -139,3 +140,33 @@ def read_generation_config(folder: Path) -> Fields | None:
     """
     file = folder / "generation_config.json"
     return Fields.read(file) if file.is_file() else None
+
+
+def read_sampling(generation: Fields | None, model: str) -> dict[str, Any]:
+    """Return how a model's makers sample it, as options of `Generator.generate`.
+
+    As in transformers, a model is greedy unless ``do_sample`` is true.
+
+    Raises
+    ------
+    InvalidArgumentError
+        The model has no generation config.
+    ModelError
+        A field is of the wrong type, or out of range.
+    """
+    if generation is None:
+        raise InvalidArgumentError(
+            f"{model} does not say how it is sampled",
+            "a generation_config.json",
+            "none",
+            'Leave out sampling="model", and pass temperature, top_k or top_p.',
+        )
+    if not generation.flag("do_sample"):
+        return {}
+    fields = {
+        "temperature": generation.number("temperature", 0, math.inf),
+        "top_k": generation.integer("top_k", 0, 2**31 - 1),
+        "top_p": generation.number("top_p", 0, 1),
+        "min_p": generation.number("min_p", 0, 1),
+    }
+    return {"temperature": 1.0} | {k: v for k, v in fields.items() if v is not None}

@@ -6,8 +6,10 @@ from functools import partial
 from pathlib import Path
 
 from pard_rt._core import OnnxModel, read_folder
+from pard_rt.chat import ChatTemplate
 from pard_rt.code_objects import code_objects, driver_of
 from pard_rt.errors import InvalidArgumentError, ModelError, RuntimeMissingError, fall_back
+from pard_rt.models.facts import read_generation_config
 from pard_rt.models.opened import OpenedModel
 from pard_rt.models.options import OpenOptions
 from pard_rt.text import TokenText
@@ -54,6 +56,8 @@ def open_onnx_folder(path: Path, options: OpenOptions) -> OpenedModel:
         probe=model.probe,
         text=partial(TokenText.of_folder, path, contract.num_tokens or contract.vocab_size),
         has_tokenizer=(path / "tokenizer.json").is_file(),
+        chat_template=partial(ChatTemplate.of_folder, path),
+        generation=read_generation_config(path),
     )
 
 

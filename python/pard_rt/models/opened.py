@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pard_rt._core import Model, ModelInfo, ProbeReport
+from pard_rt.chat import ChatTemplate
+from pard_rt.models.fields import Fields
 from pard_rt.text import TokenText
 
 if TYPE_CHECKING:
     from pard_rt.models.checkpoint import LoadedModel
+
+_NO_TEMPLATE = partial(ChatTemplate.of_tokenizer, "The model", None)
 
 
 @dataclass(frozen=True)
@@ -27,4 +32,6 @@ class OpenedModel:
     text: Callable[[], TokenText]  # raises Error where there is no tokenizer
     has_tokenizer: bool
     tokenizer: Any = None  # of transformers or tokenizers
+    chat_template: Callable[[], ChatTemplate] = _NO_TEMPLATE  # raises Error where there is none
+    generation: Fields | None = None  # how its makers sample it
     loaded: LoadedModel | None = None  # where PyTorch runs it

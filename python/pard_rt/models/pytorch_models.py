@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,18 @@ import torch
 from transformers import PreTrainedModel
 
 from pard_rt._core import ProbeReport, probe_model
+from pard_rt.chat import ChatTemplate
 from pard_rt.errors import InvalidArgumentError, ModelError
 from pard_rt.models.checkpoint import (
     LoadedModel,
+    generation_config_of,
     hush_transformers,
     load_checkpoint,
     loaded_from,
     refit,
 )
+from pard_rt.models.facts import read_generation_config
+from pard_rt.models.fields import Fields
 from pard_rt.models.opened import OpenedModel
 from pard_rt.models.options import OpenOptions
 from pard_rt.pytorch.probe import TOLERANCE
@@ -36,7 +41,8 @@ def open_checkpoint(path: Path, options: OpenOptions) -> OpenedModel:
             return TokenText.of_folder(path, loaded.facts.num_tokens)  # says what is missing
         return TokenText.of_tokenizer(loaded.tokenizer, loaded.facts.num_tokens)
 
-    return _opened(loaded, str(path), "Hugging Face directory", options, text)
+    generation = read_generation_config(path)
+    return _opened(loaded, str(path), "Hugging Face directory", options, text, generation)
 
 
 def open_module(source: Any, options: OpenOptions) -> OpenedModel:
@@ -79,7 +85,8 @@ def open_module(source: Any, options: OpenOptions) -> OpenedModel:
             )
         return TokenText.of_tokenizer(loaded.tokenizer, loaded.facts.num_tokens)
 
-    return _opened(loaded, name, "PyTorch module", options, text)
+    generation = generation_config_of(loaded.module, name)
+    return _opened(loaded, name, "PyTorch module", options, text, generation)
 
 
 def _opened(
@@ -88,6 +95,7 @@ def _opened(
     kind: str,
     options: OpenOptions,
     text: Callable[[], TokenText],
+    generation: Fields | None,
 ) -> OpenedModel:
     _require_current(source, loaded.seam.device)
     if options.threads:
@@ -121,6 +129,8 @@ def _opened(
         text=text,
         has_tokenizer=loaded.tokenizer is not None,
         tokenizer=loaded.tokenizer,
+        chat_template=partial(ChatTemplate.of_tokenizer, source, loaded.tokenizer),
+        generation=generation,
         loaded=loaded,
     )
 
