@@ -70,15 +70,15 @@ std::vector<Token> token_ids(const char* what, const py::object& given) {
     ids = (is_array ? py::object(given.attr("tolist")()) : given).cast<std::vector<std::int64_t>>();
   } catch (const py::cast_error&) {
     throw InvalidArgument({std::string(what) + " cannot be read", "a flat list of integers",
-                           py::repr(given), "Pass token ids, one sequence at a time."});
+                           py::repr(given), "Pass a flat list of token ids."});
   }
   std::vector<Token> tokens;
   tokens.reserve(ids.size());
   for (std::size_t i = 0; i < ids.size(); ++i) {
     if (!std::in_range<Token>(ids[i])) {
-      throw InvalidArgument({std::string(what) + "[" + std::to_string(i) + "] is no token id",
+      throw InvalidArgument({std::string(what) + "[" + std::to_string(i) + "] is not a token id",
                              "at most " + std::to_string(std::numeric_limits<Token>::max()),
-                             std::to_string(ids[i]), "Encode with the target's own tokenizer."});
+                             std::to_string(ids[i]), "Use ids of the target's own tokenizer."});
     }
     tokens.push_back(static_cast<Token>(ids[i]));
   }

@@ -21,6 +21,14 @@ std::optional<std::string_view> reason_of(const Sequence& sequence) {
   return name_of(*sequence.finish_reason());
 }
 
+py::array_t<bool> from_draft_of(const Sequence& sequence) {
+  py::array_t<bool> flags(static_cast<py::ssize_t>(sequence.generated().size()));
+  for (py::ssize_t i = 0; i < flags.size(); ++i) {
+    flags.mutable_at(i) = sequence.from_draft(static_cast<std::size_t>(i));
+  }
+  return flags;
+}
+
 double seconds(Duration duration) { return std::chrono::duration<double>(duration).count(); }
 
 }  // namespace
@@ -52,6 +60,7 @@ void register_sequence(py::module_& module) {
       .def_property_readonly("tokens", [](const Sequence& self) { return array_of(self.tokens()); })
       .def_property_readonly("generated",
                              [](const Sequence& self) { return array_of(self.generated()); })
+      .def_property_readonly("from_draft", &from_draft_of)
       .def_property_readonly("length", &Sequence::length)
       .def_property_readonly("remaining", &Sequence::remaining)
       .def_property_readonly("sampling",

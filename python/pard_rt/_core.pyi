@@ -281,6 +281,10 @@ class Sequence:
         """The tokens committed after the prompt (a copy)."""
 
     @property
+    def from_draft(self) -> NDArray[np.bool_]:
+        """Which of `generated` were accepted proposals, not corrections or bonus tokens (a copy)."""
+
+    @property
     def length(self) -> int:
         """How many tokens are committed."""
 

@@ -91,8 +91,7 @@ LogitsView CachedModel::forward(std::span<const ForwardItem> batch) {
   } catch (const std::exception& cause) {
     std::throw_with_nested(
         ModelError({"Model '" + info_.name + "' failed in forward()", "logits", cause.what(),
-                    "Every sequence is as it was before this round: step again, or cancel what "
-                    "cannot go on."}));
+                    "The round changed nothing. Resolve what the model reports, then try again."}));
   }
   if (num_rows == 0) {
     logits = {};

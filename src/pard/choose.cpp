@@ -1,9 +1,10 @@
 #include "choose.h"
 
 #include <algorithm>
+#include <charconv>
 #include <cmath>
-#include <cstdio>
 #include <functional>
+#include <iterator>
 #include <string>
 #include <vector>
 
@@ -188,9 +189,9 @@ Cutoff filter(const Row& row, const SamplingParams& params) {
 void require(bool holds, const char* name, const char* expected, float actual, const char* remedy) {
   if (holds) return;
   char text[32];
-  std::snprintf(text, sizeof(text), "%.9g", static_cast<double>(actual));
-  throw InvalidArgument(
-      {std::string("The sampling parameter ") + name + " is out of range", expected, text, remedy});
+  char* const end = std::to_chars(std::begin(text), std::end(text), actual).ptr;
+  throw InvalidArgument({std::string("The sampling parameter ") + name + " is out of range",
+                         expected, std::string(std::begin(text), end), remedy});
 }
 
 }  // namespace

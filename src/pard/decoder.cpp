@@ -16,9 +16,9 @@ void check_token_ids(const char* what, const std::vector<Token>& ids, const Mode
       ids.begin(), ids.end(), [&](Token token) { return token < 0 || token >= model.vocab_size; });
   if (bad == ids.end()) return;
   throw InvalidArgument({std::string(what) + "[" + std::to_string(bad - ids.begin()) +
-                             "] is no token of '" + model.name + "'",
+                             "] is not a token of '" + model.name + "'",
                          "an id in 0.." + std::to_string(model.vocab_size - 1),
-                         std::to_string(*bad), "Encode with the target's own tokenizer."});
+                         std::to_string(*bad), "Use ids of the target's own tokenizer."});
 }
 
 // Refuses rounds that break RoundExecutor's contract, before anything of them is believed.
@@ -134,9 +134,9 @@ void Decoder::publish(Request& request, const SequenceRound& round) {
 void Decoder::commit_tokens(Request& request, const SequenceRound& round) {
   Sequence& sequence = *request.sequence;
   for (std::size_t i = 0; i < round.tokens.size() && !sequence.finished(); ++i) {
-    sequence.commit(round.tokens[i]);
-    if (!request.observer) continue;
     const bool from_draft = i < static_cast<std::size_t>(round.num_accepted);
+    sequence.commit(round.tokens[i], from_draft);
+    if (!request.observer) continue;
     const LogitsRow row =
         round.rows.data ? round.rows.row(static_cast<std::int64_t>(i)) : LogitsRow{};
     const bool go_on = request.observer({sequence, round.tokens[i], from_draft, row});

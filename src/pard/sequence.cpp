@@ -61,8 +61,9 @@ Sequence::Sequence(std::vector<Token> prompt, GenerationParams params, std::int6
   max_length_ = length() + std::min(params_.max_new_tokens, max_length - length());
 }
 
-void Sequence::commit(Token token) {
+void Sequence::commit(Token token, bool from_draft) {
   tokens_.push_back(token);
+  from_draft_.push_back(from_draft);
   if (contains(params_.eos_token_ids, token)) {
     finish(FinishReason::eos);
   } else if (contains(params_.stop_token_ids, token)) {

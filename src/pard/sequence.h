@@ -1,6 +1,7 @@
 #pragma once
 
 #include <atomic>
+#include <cstddef>
 #include <cstdint>
 #include <optional>
 #include <span>
@@ -47,6 +48,9 @@ class Sequence {
   std::span<const Token> tokens() const { return tokens_; }
   std::span<const Token> generated() const { return tokens().subspan(prompt_length_); }
 
+  // Whether generated()[i] was an accepted proposal, not a correction or bonus token.
+  bool from_draft(std::size_t i) const { return from_draft_[i]; }
+
   // n in the documentation: the position the next token will have.
   std::int64_t length() const { return static_cast<std::int64_t>(tokens_.size()); }
 
@@ -64,7 +68,7 @@ class Sequence {
  private:
   friend class Decoder;  // commits tokens and finishes; everyone else reads
 
-  void commit(Token token);
+  void commit(Token token, bool from_draft);
   void finish(FinishReason reason) { finish_reason_ = reason; }
   bool cancel_requested() const { return cancel_requested_.load(std::memory_order_relaxed); }
 
@@ -72,6 +76,7 @@ class Sequence {
   GenerationParams params_;
   std::vector<Token> tokens_;
   std::size_t prompt_length_;
+  std::vector<bool> from_draft_;  // one for every generated token
   std::int64_t max_length_;
   std::optional<FinishReason> finish_reason_;
   RoundCounts counts_;
