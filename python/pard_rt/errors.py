@@ -84,24 +84,35 @@ class FallbackWarning(UserWarning):
         return f"{self.instead}. {self.error}"
 
 
+def integer_of(given: object) -> int | None:
+    """Return an integer of any library's type as an int; None for anything else, bools too."""
+    if isinstance(given, bool):
+        return None
+    try:
+        return operator.index(given)  # type: ignore[arg-type]
+    except TypeError:
+        return None
+
+
 def require_range(
     what: str, given: object, low: int, high: int, remedy: str = "Choose one inside."
-) -> None:
-    """Refuse what is no integer in low..high.
+) -> int:
+    """Return an integer in low..high, and refuse anything else.
 
     Raises
     ------
     InvalidArgumentError
-        It is none.
+        It is not an integer, or outside.
     """
-    try:
-        number = operator.index(given)  # type: ignore[arg-type]
-    except TypeError:
-        number = None
+    number = integer_of(given)
     if number is None or not low <= number <= high:
         raise InvalidArgumentError(
-            f"{what} is out of range", f"an integer in {low}..{high}", repr(given), remedy
+            f"{what} must be an integer" if number is None else f"{what} is out of range",
+            f"an integer in {low}..{high}",
+            repr(given),
+            remedy,
         )
+    return number
 
 
 def first_line(error: BaseException) -> str:

@@ -10,8 +10,7 @@ from collections.abc import Sequence as ListLike
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import cached_property
-from numbers import Real
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args, overload
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +20,6 @@ from pard_rt._core import (
     Decoder,
     Drafter,
     ParallelDrafter,
-    SamplingParams,
 )
 from pard_rt.chat import ChatTemplate, Message
 from pard_rt.errors import (
@@ -33,8 +31,9 @@ from pard_rt.errors import (
 )
 from pard_rt.models import Backend, OpenedModel, OpenOptions, Source, open_model
 from pard_rt.models.facts import read_sampling
+from pard_rt.options import Options, Params, read_options, refuse_unknown
 from pard_rt.outputs import Output
-from pard_rt.streams import Params, Request, Rounds, Stream
+from pard_rt.streams import Rounds, Stream
 
 if TYPE_CHECKING:
     import torch
@@ -57,21 +56,6 @@ Prompt = str | ListLike[int] | NDArray[np.integer[Any]]  # a text, or token ids 
 
 _CAPTURING = ("cuda",)  # devices where PyTorch's rounds are graphs
 _DEMO_DRAFTS = {"auto": "demo/parallel", "pard": "demo/parallel", "draft": "demo/classic"}
-
-
-class Options(TypedDict, total=False):
-    """How to generate: see `Generator.generate`."""
-
-    max_new_tokens: int
-    temperature: float
-    top_k: int
-    top_p: float
-    min_p: float
-    seed: int | None
-    stop: str | ListLike[str]
-    stop_token_ids: ListLike[int]
-    eos_token_ids: ListLike[int] | None
-    sampling: Literal["model"] | None
 
 
 class Generator:
@@ -208,12 +192,14 @@ class Generator:
         *,
         num_speculative_tokens: int | None = None,
         mask_token_id: int | None = None,
+        **unknown: NoReturn,
     ) -> Generator:
-        """Return a generator that drafts otherwise, over this one's target: it is not opened twice.
+        """Return a generator that drafts in another way over the same open target.
 
-        Parameters and errors are those of the class; what is left out is as this one was given it.
-        Rounds of the two do not overlap.
+        Parameters and errors are those of the class. What is left out stays as it is here. Rounds
+        of the two generators do not overlap.
         """
+        refuse_unknown(unknown, ("method", "draft", "num_speculative_tokens", "mask_token_id"))
         if draft is None:
             draft = self._draft
             mask_token_id = self._mask_token_id if mask_token_id is None else mask_token_id
@@ -229,6 +215,8 @@ class Generator:
     ) -> None:
         _check_choice("method", method, get_args(Method))
         require_range("num_speculative_tokens", num_proposals, 0, 64)
+        if mask_token_id is not None:
+            require_range("mask_token_id", mask_token_id, 0, 2**31 - 1)
         if draft is not None or self._is_demo:
             return
         if method in ("pard", "draft") or mask_token_id is not None:
@@ -337,7 +325,7 @@ class Generator:
     def generate(
         self, prompt: Any, *, add_special_tokens: bool = True, **options: Unpack[Options]
     ) -> Output | list[Output]:
-        """Generate behind one prompt, or behind several together.
+        """Continue a prompt, or several prompts together.
 
         Parameters
         ----------
@@ -351,41 +339,44 @@ class Generator:
         temperature, top_k, top_p, min_p : float, int, float, float
             See `SamplingParams`; greedy by default.
         seed : int, optional
-            Of the noise of sampling, for every prompt the same: one seed gives a prompt one text,
-            whatever the draft, K and its company. By default a fresh one for every prompt.
+            Makes sampling repeatable: one seed gives a prompt one text, whatever the draft, K and
+            the other prompts. By default every prompt gets a fresh one.
         stop : str, or list of str
-            Strings that end a text as soon as they stand in it; it ends before them, its tokens
-            with the one that completed them. The prompt is not looked at.
+            Strings that end a text. The text ends before the first one in it; the tokens end with
+            the one that completed it. A special token's text, such as ``"<|im_end|>"``, may be part
+            of one, whether it is skipped or not. The prompt is not searched.
         stop_token_ids : list of int
             Tokens that end a text besides the model's own.
         eos_token_ids : list of int, optional
-            Tokens the model ends with; what its folder says by default.
+            Tokens that the model ends with. By default its folder names them.
         sampling : "model", optional
             Sample as the model's generation_config.json says: its temperature, top_k, top_p and
             min_p, or greedily unless its ``do_sample`` is true. Options given here come first.
+        skip_special_tokens : bool
+            Leave special tokens out of the text, as by default, or spell them in it.
 
         Returns
         -------
         Output, or a list of them
-            As one prompt was given, or a list.
+            One for one prompt, a list for a list.
 
         Raises
         ------
         InvalidArgumentError
-            A prompt or a parameter cannot be decoded; nothing has been.
+            A prompt or an option cannot be used. Nothing has been decoded.
         FolderError
             A prompt is a text or a stop string is given, and the target's folder has no tokenizer.
         ModelError
             A model failed, or a row allowed no choice.
         """
-        params = self._params(**self._settle(options))
+        params = self._params(options)
         alone = _is_one(prompt)
         prompts = [prompt] if alone else prompt
         encoded = [self._encode(each, add_special_tokens) for each in prompts]
-        requests: list[Request] = []
+        requests = [self._rounds.request(params) for _ in encoded]
         try:
-            for tokens in encoded:
-                requests.append(self._rounds.add(tokens, params))
+            for request, tokens in zip(requests, encoded, strict=True):
+                self._rounds.start(request, tokens)
             for request in requests:
                 while not request.ended():
                     self._rounds.step()
@@ -398,10 +389,10 @@ class Generator:
     def stream(
         self, prompt: Prompt, *, add_special_tokens: bool = True, **options: Unpack[Options]
     ) -> Stream:
-        """Generate behind one prompt, token by token as rounds publish them.
+        """Continue a prompt, and give its tokens as rounds publish them.
 
-        Parameters and errors are those of `generate`; a model's error comes at the round that meets
-        it.
+        Parameters and errors are those of `generate`. A model's error is raised by the read that
+        meets it.
 
         Examples
         --------
@@ -412,7 +403,7 @@ class Generator:
         """
         if not _is_one(prompt):
             raise _bad_prompt(prompt)
-        params = self._params(**self._settle(options))
+        params = self._params(options)
         return Stream(self._rounds, self._encode(prompt, add_special_tokens), params)
 
     def chat(
@@ -510,50 +501,16 @@ class Generator:
         _check_choice("sampling", sampling, ("model",))
         return {**read_sampling(self._target.generation, self._target.source), **given}
 
-    def _params(
-        self,
-        *,
-        max_new_tokens: int = 128,
-        temperature: float = 0.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        min_p: float = 0.0,
-        seed: int | None = None,
-        stop: str | ListLike[str] = (),
-        stop_token_ids: ListLike[int] = (),
-        eos_token_ids: ListLike[int] | None = None,
-    ) -> Params:
-        for name, value, low, high in (
-            ("max_new_tokens", max_new_tokens, 1, 2**63 - 1),
-            ("top_k", top_k, 0, 2**31 - 1),
-            ("seed", 0 if seed is None else seed, 0, 2**64 - 1),
-        ):
-            require_range(name, value, low, high)
-        filters: dict[str, Any] = {
-            "temperature": temperature,
-            "top_k": top_k,
-            "top_p": top_p,
-            "min_p": min_p,
-        }
-        for name, number in filters.items():
-            if not isinstance(number, Real):
-                raise InvalidArgumentError(
-                    f"{name} is no number", "a number", repr(number), "Pass one."
-                )
-        strings = (
-            tuple(stop) if isinstance(stop, Iterable) and not isinstance(stop, str) else (stop,)
-        )
-        if not all(isinstance(each, str) and each for each in strings):
-            raise InvalidArgumentError(
-                "stop is no text", "strings, none of them empty", repr(stop), "Leave others out."
-            )
-        if strings:
+    def _params(self, options: Options) -> Params:
+        params = read_options(self._settle(options))
+        if params.stop:
             self._spelling()
-        ends = self._target.eos_token_ids if eos_token_ids is None else eos_token_ids
-        SamplingParams(**filters)  # refuses what it cannot use, before anything is queued
-        return Params(filters, seed, max_new_tokens, strings, stop_token_ids, ends)
+        if params.eos_token_ids is None:
+            params = replace(params, eos_token_ids=self._target.eos_token_ids)
+        return params
 
     def _encode(self, prompt: Any, add_special_tokens: bool) -> Any:
+        require_flag("add_special_tokens", add_special_tokens)
         if not isinstance(prompt, str):
             return prompt
         return self._spelling().encode(prompt, add_special_tokens=add_special_tokens)
@@ -596,7 +553,7 @@ def _bad_prompt(prompt: Any) -> InvalidArgumentError:
 
 
 def _check_choice(what: str, given: str, known: ListLike[str]) -> None:
-    if given not in known:
+    if not isinstance(given, str) or given not in known:
         raise InvalidArgumentError(
             f"Unknown {what}", ", ".join(known), repr(given), f"Choose a {what}."
         )

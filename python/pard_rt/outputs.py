@@ -37,22 +37,22 @@ class Stats:
 
 @dataclass(frozen=True)
 class Output:
-    """What was generated behind one prompt.
+    """The continuation of one prompt.
 
     Attributes
     ----------
     text
-        What the tokens spell, special ones left out and what is no UTF-8 as U+FFFD (a tokenizer's
-        own `decode` may drop a space at the beginning), up to a stop string; None where the target
-        has no tokenizer.
+        What the tokens spell, up to a stop string; None if the target has no tokenizer. Special
+        tokens are left out unless ``skip_special_tokens=False``. Bytes that are not UTF-8 become
+        U+FFFD. (A tokenizer's own `decode` may drop a space at the beginning.)
     token_ids
-        The token that ended it is among them, and those that spell a stop string.
+        All tokens, with the one that ended it and those that spell a stop string.
     finish_reason
         'eos', 'stop', 'length' or 'cancelled'; None while a stream goes on.
     seed
-        What it was sampled with: the same one gives the same text.
+        The seed it was sampled with: the same one gives the same text.
     stats
-        What it took.
+        How many rounds and how much time it took.
     """
 
     text: str | None
@@ -69,8 +69,9 @@ class Piece:
     Attributes
     ----------
     text
-        The characters it completes: for most tokens one or more, for some none yet. What may be the
-        beginning of a stop string waits for the next.
+        The characters it completes: for most tokens one or more, for some none yet. A special token
+        has none unless ``skip_special_tokens=False``. What may be the beginning of a stop string
+        waits for the next token.
     token_id
         The token.
     from_draft

@@ -5,49 +5,74 @@ from __future__ import annotations
 import secrets
 import threading
 import time
-from collections import deque
-from collections.abc import Callable
-from collections.abc import Sequence as ListLike
-from dataclasses import dataclass
 from typing import Any
 
-from pard_rt._core import Decoder, SamplingParams, Sequence, TokenEvent
+from pard_rt._core import Decoder, Sequence, TokenEvent
+from pard_rt.options import Params
 from pard_rt.outputs import Output, Piece, Stats
-from pard_rt.text import TextStream, TokenText, before_stop
+from pard_rt.text import Reading, TokenText
 
-__all__ = ["Params", "Request", "Rounds", "Stream"]
-
-
-@dataclass(frozen=True)
-class Params:
-    """How a text is to be generated, checked."""
-
-    filters: dict[str, Any]
-    seed: int | None
-    max_new_tokens: int
-    stop: tuple[str, ...]
-    stop_token_ids: ListLike[int]
-    eos_token_ids: ListLike[int]
+__all__ = ["Request", "Rounds", "Stream"]
 
 
-@dataclass(eq=False)
 class Request:
-    """A sequence, how long it has taken, and the error that ended it."""
+    """A sequence and what has been read of it, how long it took, and the error that ended it.
 
-    sequence: Sequence
-    stop: tuple[str, ...]
-    seed: int
-    began: float
-    seconds: float | None = None  # once it has ended
-    error: Exception | None = None
+    All that is read follows from the committed tokens, by position: what an interrupt leaves
+    unread is read the next time.
+
+    Attributes
+    ----------
+    pieces
+        A piece for every token that has been read. It only grows, so any thread may look at it.
+    seconds
+        How long it took, once it has ended.
+    """
+
+    def __init__(self, params: Params, text: TokenText | None) -> None:
+        self.params = params
+        self.seed = secrets.randbits(63) if params.seed is None else params.seed
+        self.sequence: Sequence | None = None  # once it is started
+        self.pieces: list[Piece] = []
+        self.seconds: float | None = None
+        self.error: Exception | None = None
+        self.reading = Reading(text, params.stop, params.skip_special_tokens)
+        self._began = time.perf_counter()
+
+    def read(self) -> None:
+        """Read the tokens that have been committed, up to the one that completes a stop string."""
+        sequence = self.sequence
+        assert sequence is not None
+        tokens, from_draft = sequence.generated, sequence.from_draft
+        while not self.reading.stopped and (i := self.reading.num_tokens) < len(tokens):
+            is_last = sequence.finished and i + 1 == len(tokens)
+            token = int(tokens[i])
+            reading = self.reading.read(token, is_last=is_last)
+            self.pieces[i:] = [Piece(reading.piece, token, bool(from_draft[i]))]
+            self.reading = reading
+
+    def observe(self, _: TokenEvent) -> bool:
+        """Tell a decoder whether to go on, a token having been committed."""
+        if self.sequence is None:
+            return False  # an interrupt took it from start()
+        self.read()
+        return not self.reading.stopped
+
+    def close(self) -> None:
+        """Note that it has ended."""
+        self.seconds = self.elapsed()
+
+    def elapsed(self) -> float:
+        """Seconds it has taken."""
+        return time.perf_counter() - self._began if self.seconds is None else self.seconds
 
     def ended(self) -> bool:
-        """Tell whether it is done.
+        """Tell whether it has ended.
 
         Raises
         ------
         Error
-            What it met, whoever ran the round.
+            The error that ended it, whoever ran the round.
         """
         if self.error is not None:
             raise self.error
@@ -66,38 +91,28 @@ class Rounds:
         self._text = text
         self._live: list[Request] = []
 
-    def add(
-        self,
-        prompt: Any,
-        params: Params,
-        on_piece: Callable[[Piece], object] | None = None,
-    ) -> Request:
-        """Take a prompt up, to be decoded from the next round on."""
-        characters = None if self._text is None else TextStream(self._text, params.stop)
+    def request(self, params: Params) -> Request:
+        """Return a request that is yet to start. Whoever holds it must end it."""
+        return Request(params, self._text)
 
-        def observe(event: TokenEvent) -> bool:
-            spelled = "" if characters is None else characters.feed(event.token, event.is_last)
-            if on_piece is not None:
-                on_piece(Piece(spelled, event.token, event.from_draft))
-            return characters is None or not characters.stopped
-
-        seed = secrets.randbits(63) if params.seed is None else params.seed
+    def start(self, request: Request, prompt: Any) -> None:
+        """Decode a request from the next round on."""
+        params = request.params
         with self._lock:
-            sequence = self._decoder.add(
+            request.sequence = self._decoder.add(
                 prompt,
                 max_new_tokens=params.max_new_tokens,
-                sampling=SamplingParams(**params.filters, seed=seed),
-                eos_token_ids=params.eos_token_ids,
+                sampling=params.sampling(request.seed),
+                eos_token_ids=params.eos_token_ids or (),
                 stop_token_ids=params.stop_token_ids,
-                observer=observe if params.stop or on_piece is not None else None,
+                observer=request.observe if params.stop else None,
             )
-            request = Request(sequence, params.stop, seed, time.perf_counter())
             self._live.append(request)
-            return request
 
     def step(self) -> None:
-        """Run a round. A model that fails ends every request there is: none is known to be sane."""
+        """Run a round. If a model fails, every request ends: none is known to be sane."""
         with self._lock:
+            self._settle()  # what an interrupted round left
             try:
                 self._decoder.step()
             except Exception as error:
@@ -105,49 +120,61 @@ class Rounds:
                     request.error = error
                     self.end(request)
                 raise
-            for request in self._live:
-                if request.sequence.finished:
-                    request.seconds = time.perf_counter() - request.began
-            self._live = [request for request in self._live if request.seconds is None]
+            self._settle()
+
+    def _settle(self) -> None:
+        """Read what has been committed, and close the requests that are done."""
+        for request in self._live:
+            request.read()
+            assert request.sequence is not None
+            if request.reading.stopped:
+                request.sequence.cancel()  # unless the round has ended it
+            if request.reading.stopped or request.sequence.finished:
+                request.close()
+        self._live = [request for request in self._live if request.seconds is None]
 
     def end(self, request: Request) -> None:
-        """End a request, if it has not, and free what it held."""
+        """End a request, if it has not ended, and free what it held."""
         with self._lock:
-            if request not in self._live:
+            if request.sequence is None or request.seconds is not None:
                 return
+            request.read()
             request.sequence.cancel()
-            request.seconds = time.perf_counter() - request.began
-            self._live.remove(request)
+            request.close()
+            self._live = [other for other in self._live if other is not request]
             if not self._live:
                 self._decoder.step()  # runs no model: it only lets cancelled sequences go
 
     def output_of(self, request: Request) -> Output:
         """Return what has come of a request."""
+        sequence = request.sequence
+        assert sequence is not None
         with self._lock:
-            tokens = [int(token) for token in request.sequence.generated]
-            ended = request.seconds is not None
-            reason = request.sequence.finish_reason
+            request.read()
+            reading, ended = request.reading, request.seconds is not None
+            reason = "stop" if reading.stopped else sequence.finish_reason
             if ended and reason is None:
                 reason = "cancelled"
-            text = None if self._text is None else self._text.decode(tokens, is_all=ended)
-            if text is not None and (before := before_stop(text, request.stop)) != text:
-                text, reason = before, "stop"
-            seconds = request.seconds or time.perf_counter() - request.began
-            stats = Stats(request.sequence.counts, seconds)
+            text = None
+            if reading.text is not None:
+                text = reading.whole() if ended else reading.sure
+            tokens = [piece.token_id for piece in request.pieces]
+            stats = Stats(sequence.counts, request.elapsed())
             return Output(text, tokens, reason, request.seed, stats)
 
 
 class Stream:
     """A text as it comes: an iterator of `Piece`, one for every token.
 
-    A stream that is closed, or that nobody holds any more, ends its request.
+    A stream that is closed, or that nobody holds any more, ends its request. After an interrupt
+    (Ctrl-C) it may be read on: no piece is lost.
     """
 
     def __init__(self, rounds: Rounds, prompt: Any, params: Params) -> None:
         self._rounds = rounds
-        self._pieces = deque[Piece]()
-        # Not a method of this object: the request may outlive whoever holds the stream.
-        self._request = rounds.add(prompt, params, self._pieces.append)
+        self._num_read = 0
+        self._request = rounds.request(params)
+        rounds.start(self._request, prompt)
 
     def __iter__(self) -> Stream:
         return self
@@ -159,11 +186,14 @@ class Stream:
         self.close()
 
     def __next__(self) -> Piece:
-        while not self._pieces and not self._request.ended():
+        pieces = self._request.pieces
+        while self._num_read >= len(pieces) and not self._request.ended():
             self._rounds.step()
-        if not self._pieces:
+        if self._num_read >= len(pieces):
             raise StopIteration
-        return self._pieces.popleft()
+        piece = pieces[self._num_read]
+        self._num_read += 1  # last: Python is not interrupted between here and the caller
+        return piece
 
     def close(self) -> None:
         """End the request; pieces that have come may still be read."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-import codecs
+from codecs import utf_8_decode
 from collections.abc import Iterable
+from collections.abc import Sequence as ListLike
+from dataclasses import dataclass, replace
+from itertools import accumulate, product
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +24,7 @@ class TokenText:
     tokenizer
         What encodes: a `tokenizers.Tokenizer`.
     table
-        The bytes of every token id; ids behind it spell nothing.
+        The bytes of every token id, empty for special tokens. Ids past its end spell nothing.
     """
 
     def __init__(self, tokenizer: Tokenizer, table: list[bytes]) -> None:
@@ -29,6 +32,8 @@ class TokenText:
         tokenizer.no_padding()
         self._tokenizer = tokenizer
         self._table = table
+        named = ((i, tokenizer.id_to_token(i)) for i, spelled in enumerate(table) if not spelled)
+        self._special = {i: name.encode() for i, name in named if name is not None}
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -105,61 +110,107 @@ class TokenText:
         return {token.content: int(number) for number, token in added}
 
     def spell(self, token: int) -> bytes:
-        """Return the bytes a token stands for; none for special tokens."""
+        """Return the bytes an ordinary token stands for; none for special tokens."""
         return self._table[token] if 0 <= token < len(self._table) else b""
 
-    def decode(self, tokens: Iterable[int], *, is_all: bool = True) -> str:
-        """Return the text of tokens; what is no UTF-8 becomes U+FFFD.
-
-        Unless that `is_all`, a character begun at the end is left out.
-        """
-        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        return decoder.decode(b"".join(map(self.spell, tokens)), final=is_all)
+    def spell_special(self, token: int) -> bytes:
+        """Return a special token's own text in UTF-8; nothing for ordinary tokens."""
+        return self._special.get(token, b"")
 
 
-class TextStream:
-    """Whole characters from tokens that come one by one and may hold parts of them.
+@dataclass(frozen=True)
+class Reading:
+    """A text, as far as its tokens have been read.
+
+    To read a token gives another object and leaves this one alone, so an interrupt cannot tear it.
 
     Parameters
     ----------
     text
-        What spells the tokens.
+        What spells the tokens; None: they have no text.
     stop
-        Strings that end the text, none of them empty.
+        Strings that end the text, none of them empty. They are searched in the text as it is
+        returned, and in the text with its special tokens spelled.
+    skip_special_tokens
+        Leave special tokens out of the text.
 
     Attributes
     ----------
+    num_tokens
+        How many tokens have been read.
+    sure
+        The text so far: whole characters, without what may be the beginning of a stop string.
+    piece
+        What the last token added to it.
     stopped
-        Whether one of them has come.
+        Whether a stop string is complete: the text ends before it.
     """
 
-    def __init__(self, text: TokenText, stop: tuple[str, ...] = ()) -> None:
-        self._text = text
-        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        self._stop = stop
-        self._waiting = ""  # what may turn out to be the beginning of a stop string
-        self.stopped = False
+    text: TokenText | None
+    stop: tuple[str, ...] = ()
+    skip_special_tokens: bool = True
+    num_tokens: int = 0
+    sure: str = ""
+    piece: str = ""
+    stopped: bool = False
+    begun: bytes = b""  # a character whose other bytes have not come
+    waiting: tuple[tuple[str, bool], ...] = ()  # and whether the text shows it
 
-    def feed(self, token: int, is_last: bool) -> str:
-        """Return the characters that `token` completes; at the last one, all that is left.
+    def read(self, token: int, *, is_last: bool) -> Reading:
+        """Read one more token. At the last one nothing waits for more."""
+        spelled, special = b"", b""
+        if self.text is not None:
+            spelled, special = self.text.spell(token), self.text.spell_special(token)
+        if not self.skip_special_tokens:
+            spelled, special = spelled or special, b""
+        characters, used = utf_8_decode(self.begun + spelled, "replace", is_last)
+        come = list(self.waiting)
+        if special:
+            come.append((special.decode(), False))  # as one: no stop string begins inside it
+        come += ((character, True) for character in characters)
+        end, stopped = _find_stop(come, self.stop)
+        if is_last and not stopped:
+            end = len(come)
+        piece = _shown(come[:end])
+        return replace(
+            self,
+            num_tokens=self.num_tokens + 1,
+            sure=self.sure + piece,
+            piece=piece,
+            stopped=stopped,
+            begun=b"" if stopped else (self.begun + spelled)[used:],
+            waiting=() if stopped else tuple(come[end:]),
+        )
 
-        A stop string is left out, and what may be the beginning of one waits.
-        """
-        come = self._waiting + self._decoder.decode(self._text.spell(token), final=is_last)
-        before = before_stop(come, self._stop)
-        self.stopped = before != come
-        sure = len(before)
-        if not (self.stopped or is_last):
-            sure -= max((_overlap(come, stop) for stop in self._stop), default=0)
-        self._waiting = before[sure:]
-        return before[:sure]
+    def whole(self) -> str:
+        """Return the text if no token follows: nothing waits, and U+FFFD is a character cut off."""
+        return self.sure + _shown(self.waiting) + utf_8_decode(self.begun, "replace", True)[0]
 
 
-def before_stop(text: str, stop: tuple[str, ...]) -> str:
-    """Return what stands before the first of the stop strings; all of it, if there is none."""
-    return text[: min((at for each in stop if (at := text.find(each)) >= 0), default=len(text))]
+def _shown(come: Iterable[tuple[str, bool]]) -> str:
+    return "".join(spelled for spelled, is_shown in come if is_shown)
 
 
-def _overlap(text: str, stop: str) -> int:
-    """Return how many characters at the end of `text` begin `stop`."""
-    return next(n for n in range(len(stop) - 1, -1, -1) if text.endswith(stop[:n]))
+def _find_stop(come: ListLike[tuple[str, bool]], stop: tuple[str, ...]) -> tuple[int, bool]:
+    """Find where the first stop string begins, or else where one may have begun at the end.
+
+    Returns
+    -------
+    end : int
+        What comes before this place is sure.
+    stopped : bool
+        Whether a stop string is complete.
+    """
+    found, begun = [], [len(come)]
+    every = tuple(range(len(come)))
+    shown = tuple(i for i in every if come[i][1])
+    for places in {every, shown} if stop else ():
+        text = "".join(come[i][0] for i in places)
+        offsets = [0, *accumulate(len(come[i][0]) for i in places)]
+        starts = dict(zip(offsets, [*places, len(come)], strict=True))
+        for (at, i), each in product(starts.items(), stop):
+            if text.startswith(each, at) and at + len(each) in starts:
+                found.append(i)
+            elif each.startswith(text[at:]):
+                begun.append(i)
+    return (min(found), True) if found else (min(begun), False)

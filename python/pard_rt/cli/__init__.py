@@ -230,7 +230,13 @@ def _add_texts(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="TEXT",
-        help="end a text before this string; may be given several times",
+        help="end a text before this string, which may contain a special token; repeatable",
+    )
+    parser.add_argument(
+        "--keep-special-tokens",
+        dest="skip_special_tokens",
+        action="store_false",
+        help="show special tokens in the text, such as <|im_end|>",
     )
     parser.add_argument(
         "--template-options",

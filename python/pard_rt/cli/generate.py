@@ -30,7 +30,7 @@ Ask = Callable[[Generator], Stream]  # has a generator continue or answer one pr
 
 
 def run_generate(arguments: argparse.Namespace) -> int:
-    """Generate behind every prompt; 1 where a comparison found another text."""
+    """Continue every prompt. Return 1 where a comparison found another text."""
     if arguments.template_options is not None and not arguments.chat:
         raise InvalidArgumentError(
             "--template-options is about the chat template", "--chat", "no --chat", "Add --chat."
