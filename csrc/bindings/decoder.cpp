@@ -69,8 +69,8 @@ std::vector<Token> token_ids(const char* what, const py::object& given) {
   try {
     ids = (is_array ? py::object(given.attr("tolist")()) : given).cast<std::vector<std::int64_t>>();
   } catch (const py::cast_error&) {
-    throw InvalidArgument({std::string(what) + " cannot be read", "a flat list of integers",
-                           py::repr(given), "Pass a flat list of token ids."});
+    throw InvalidArgument({std::string(what) + " must be a flat list of token ids",
+                           "integers below 2**31", py::repr(given), "Pass one list of integers."});
   }
   std::vector<Token> tokens;
   tokens.reserve(ids.size());

@@ -8,6 +8,8 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
+
 __all__ = [
     "Error",
     "FallbackWarning",
@@ -113,6 +115,21 @@ def require_range(
             remedy,
         )
     return number
+
+
+def require_flag(what: str, given: object) -> bool:
+    """Return a bool of any library's type as a bool, and refuse anything else.
+
+    Raises
+    ------
+    InvalidArgumentError
+        It is not a bool.
+    """
+    if not isinstance(given, (bool, np.bool_)):
+        raise InvalidArgumentError(
+            f"{what} must be True or False", "a bool", repr(given), "Pass True or False."
+        )
+    return bool(given)
 
 
 def first_line(error: BaseException) -> str:

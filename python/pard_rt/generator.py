@@ -27,6 +27,7 @@ from pard_rt.errors import (
     InvalidArgumentError,
     RuntimeMissingError,
     fall_back,
+    require_flag,
     require_range,
 )
 from pard_rt.models import Backend, OpenedModel, OpenOptions, Source, open_model
@@ -153,10 +154,8 @@ class Generator:
             cache_dir=cache_dir,
             trust_remote_code=trust_remote_code,
         )
-        if not isinstance(adaptive, bool):
-            raise InvalidArgumentError(
-                "adaptive is no bool", "True or False", repr(adaptive), "Pass one of them."
-            )
+        require_flag("adaptive", adaptive)
+        require_flag("torch_compile", torch_compile)
         self._is_demo = isinstance(target, str) and target == "demo"
         self._adaptive = adaptive
         self._draft, self._mask_token_id = draft, mask_token_id

@@ -10,10 +10,8 @@ from numbers import Real
 from reprlib import repr as shorten
 from typing import Any, Literal, TypedDict
 
-import numpy as np
-
 from pard_rt._core import SamplingParams
-from pard_rt.errors import InvalidArgumentError, integer_of, require_range
+from pard_rt.errors import InvalidArgumentError, integer_of, require_flag, require_range
 
 __all__ = ["Options", "Params", "read_options", "refuse_unknown"]
 
@@ -44,14 +42,6 @@ def _number(name: str, given: object) -> float:
             f"{name} must be a number", "an int or a float", shorten(given), "Pass a number."
         )
     return float(given)
-
-
-def _flag(name: str, given: object) -> bool:
-    if not isinstance(given, (bool, np.bool_)):
-        raise InvalidArgumentError(
-            f"{name} must be True or False", "a bool", shorten(given), "Pass True or False."
-        )
-    return bool(given)
 
 
 def _strings(name: str, given: object) -> tuple[str, ...]:
@@ -98,7 +88,7 @@ class Params:
     stop: tuple[str, ...] = _option((), _strings)
     stop_token_ids: tuple[int, ...] = _option((), _token_ids)
     eos_token_ids: tuple[int, ...] | None = _option(None, _token_ids)
-    skip_special_tokens: bool = _option(True, _flag)
+    skip_special_tokens: bool = _option(True, require_flag)
 
     def sampling(self, seed: int) -> SamplingParams:
         """Return how tokens are chosen.

@@ -145,7 +145,7 @@ def test_a_model_that_raises_leaves_the_sequence_usable() -> None:
     with pytest.raises(pard_rt.ModelError, match="fell off the bus") as caught:
         decoder.step()
     assert isinstance(caught.value.__cause__, ConnectionError)
-    assert "step again" in caught.value.remedy
+    assert "try again" in caught.value.remedy
     decoder.run()
     assert sequence.generated.tolist() == reference.plain(
         TableLanguage(0).as_function(), PROMPT, 20
@@ -221,9 +221,9 @@ def test_a_row_without_a_choice_is_an_error(bad: float) -> None:
     [
         ({"prompt": []}, "prompt is empty"),
         ({"prompt": [0] * 256}, "at most 255 tokens, got 256 tokens"),
-        ({"prompt": [0, VOCAB]}, r"prompt\[1\] is no token"),
-        ({"prompt": [-1]}, r"prompt\[0\] is no token"),
-        ({"prompt": [2**40]}, r"prompt\[0\] is no token"),
+        ({"prompt": [0, VOCAB]}, r"prompt\[1\] is not a token"),
+        ({"prompt": [-1]}, r"prompt\[0\] is not a token"),
+        ({"prompt": [2**40]}, r"prompt\[0\] is not a token"),
         ({"max_new_tokens": 0}, "max_new_tokens"),
         ({"eos_token_ids": [VOCAB]}, r"eos_token_ids\[0\]"),
         ({"stop_token_ids": [-4]}, r"stop_token_ids\[0\]"),
@@ -313,7 +313,7 @@ def test_prompts_may_be_tensors_of_any_framework() -> None:
         decoder.run()
         assert sequence.generated.tolist() == expected
     for bad in (torch.tensor([PROMPT]), [1.5, 2.0], "text", None):
-        with pytest.raises(pard_rt.InvalidArgumentError, match="flat list of integers"):
+        with pytest.raises(pard_rt.InvalidArgumentError, match="flat list of token ids"):
             pard_rt.Decoder(TableModel(TableLanguage(0))).add(bad)  # type: ignore[arg-type]
 
 

@@ -121,7 +121,7 @@ def test_the_tokenizer_of_a_folder_is_its_own(tiny_models: TinyModels) -> None:
         ({"threads": 1.5}, "threads is out of range"),
         ({"max_length": 0}, "max_length is out of range"),
         ({"mask_token_id": "7"}, "mask_token_id is out of range"),
-        ({"trust_remote_code": "yes"}, "trust_remote_code must be a bool"),
+        ({"trust_remote_code": "yes"}, "trust_remote_code must be True or False"),
     ],
     ids=str,
 )

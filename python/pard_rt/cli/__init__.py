@@ -230,7 +230,7 @@ def _add_texts(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="TEXT",
-        help="end a text before this string, which may contain a special token; repeatable",
+        help="end a text before this string, special tokens included; may be given several times",
     )
     parser.add_argument(
         "--keep-special-tokens",

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from pard_rt.errors import InvalidArgumentError, require_range
+from pard_rt.errors import InvalidArgumentError, require_flag, require_range
 
 if TYPE_CHECKING:
     import torch
@@ -85,13 +85,7 @@ class OpenOptions:
         for name, given, least in limits:
             if given is not None:
                 require_range(name, given, least, 2**31 - 1)
-        if not isinstance(self.trust_remote_code, bool):
-            raise InvalidArgumentError(
-                "trust_remote_code must be a bool",
-                "True or False",
-                repr(self.trust_remote_code),
-                "Pass one of them.",
-            )
+        require_flag("trust_remote_code", self.trust_remote_code)
 
     @property
     def device_kind(self) -> str:
