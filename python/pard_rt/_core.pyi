@@ -282,7 +282,7 @@ class Sequence:
 
     @property
     def from_draft(self) -> NDArray[np.bool_]:
-        """Which of `generated` were accepted proposals, not corrections or bonus tokens (a copy)."""
+        """Which of `generated` were accepted proposals, not corrections or bonus tokens."""
 
     @property
     def length(self) -> int:

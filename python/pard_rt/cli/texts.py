@@ -14,10 +14,6 @@ from pard_rt.generator import Generator, Options
 from pard_rt.outputs import Output
 from pard_rt.streams import Stream
 
-_OPTIONS = (
-    "max_new_tokens", "temperature", "top_k", "top_p", "min_p", "sampling", "seed", "stop",
-)  # fmt: skip
-
 
 def open_generator(arguments: argparse.Namespace) -> Generator:
     """Open the target and the draft that arguments name."""
@@ -42,7 +38,8 @@ def open_generator(arguments: argparse.Namespace) -> Generator:
 
 def options_of(arguments: argparse.Namespace) -> Options:
     """Return the options of a text that arguments give."""
-    given = {name: value for name, value in vars(arguments).items() if name in _OPTIONS}
+    known = Options.__annotations__
+    given = {name: value for name, value in vars(arguments).items() if name in known}
     return cast(Options, given)
 
 
