@@ -101,15 +101,18 @@ class Reference:
 
     def texts(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]:
         """Return the tokens for every prompt, kept in a file beside the model."""
-        asked = repr((list(prompts), max_new_tokens, torch.__version__))
-        key = hashlib.sha256(asked.encode()).hexdigest()[:12]
-        file = self.checkpoint.with_name(f"{self.checkpoint.name}.greedy.{key}.json")
-        if not file.exists():
-            texts = [self.generate(prompt, max_new_tokens) for prompt in prompts]
-            unfinished = file.with_suffix(".partial")
-            unfinished.write_text(json.dumps(texts), "utf-8")
-            unfinished.replace(file)
-        return json.loads(file.read_text("utf-8"))
+        file = self.checkpoint.with_name(f"{self.checkpoint.name}.greedy.json")
+        known = json.loads(file.read_text("utf-8")) if file.exists() else {}
+        texts = []
+        for prompt in prompts:
+            asked = f"{torch.__version__}, {max_new_tokens} after {list(prompt)}"
+            if asked not in known:
+                known[asked] = self.generate(prompt, max_new_tokens)
+                unfinished = file.with_suffix(".partial")
+                unfinished.write_text(json.dumps(known), "utf-8")
+                unfinished.replace(file)
+            texts.append(known[asked])
+        return texts
 
     @torch.no_grad()
     def difference(
