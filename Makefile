@@ -11,11 +11,12 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 PACKAGE := $(shell git ls-files src csrc python cmake CMakeLists.txt pyproject.toml)
 SOURCES := $(shell git ls-files '*.h' '*.inl' '*.cpp' '*.hip')
 
-.PHONY: help demo test test-cpp test-python fuzz lint format bench gpu-check wheel setup clean
+.PHONY: help demo test test-cpp test-python test-published published fuzz lint format bench gpu-check wheel setup clean
 
 help:
 	@echo "make demo     watch a small model write Python, plainly and with a parallel draft"
 	@echo "make test     everything: lint, C++ tests under sanitizers, fuzzers, Python tests"
+	@echo "make test-published  tests four published models; downloads 2 GB"
 	@echo "make bench    the cost of the decoding loop and of choosing tokens"
 	@echo "make gpu-check  checks and measures everything on the GPU at hand; GPU_CHECK=--dry-run on the CPU"
 	@echo "make wheel    a wheel for other machines in dist/, installed and started in an empty environment"
@@ -43,8 +44,19 @@ build/graphs: $(VENV)/installed tests/cpp/onnx/make_graphs.py
 	$(BIN)/python tests/cpp/onnx/make_graphs.py $@
 
 # The models of the tests are too small for several threads; whole files run side by side.
-test-python: $(VENV)/installed
+test-python: published
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+
+# Real weights, SmolLM2's. Without them the tests that need them are skipped.
+published: $(VENV)/installed
+	@$(BIN)/python tests/python/published_models.py || \
+	  echo "TESTS OF PUBLISHED MODELS LEFT OUT: SmolLM2 could not be downloaded"
+
+# All four published models, one after the other: an hour on two cores, 10 GB of memory, 20 GB of disk.
+test-published: $(VENV)/installed
+	$(BIN)/python tests/python/published_models.py all
+	$(BIN)/python -m pytest tests/python/test_published_models.py --published=smollm2,qwen0.5b,gemma,qwen1.5b
+	$(BIN)/python tests/python/published_equality.py
 
 fuzz: setup
 	@if clang=$$(tools/find_clang.sh); then \

@@ -1,4 +1,8 @@
-"""Tiny models shared by the tests: written and exported once, however many tests ask for them."""
+"""Models shared by the tests: written and exported once, however many tests ask for them.
+
+Tiny ones are seeded and made here. Published ones have real weights, which
+`tests/python/published_models.py` downloads; tests that need one which is not there are skipped.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import published_models
 from pard_rt.exporter import Form, Weights, export
+from published_equality import exported
 from tiny_models import make_model
 
 
@@ -59,3 +65,45 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TinyModels
     logging.getLogger("torch.__trace").propagate = False
     yield TinyModels(tmp_path_factory.mktemp("tiny_models"))
     torch.set_num_threads(threads)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--published",
+        default="smollm2",
+        help="published models for the tests that take any, separated by commas",
+    )
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "published" in metafunc.fixturenames:
+        names = metafunc.config.getoption("--published").split(",")
+        metafunc.parametrize("published", names, indirect=True, scope="session")
+
+
+def published_checkpoint(name: str) -> Path:
+    """The Hugging Face directory of a published model; skips the test where there is none."""
+    path = published_models.folder(name)
+    if not path.exists():
+        pytest.skip(
+            f"{name} is missing: make it with `python tests/python/published_models.py {name}`"
+        )
+    return path
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """The Hugging Face directory of SmolLM2-135M-Instruct."""
+    return published_checkpoint("smollm2")
+
+
+@pytest.fixture(scope="session")
+def smollm2_folder(smollm2: Path, tiny_models: TinyModels) -> Path:
+    """The ONNX folder of SmolLM2, in the gqa form with float32 weights."""
+    return exported(smollm2)
+
+
+@pytest.fixture(scope="session")
+def published(request: pytest.FixtureRequest) -> Path:
+    """The Hugging Face directory of each model that `--published` names."""
+    return published_checkpoint(request.param)

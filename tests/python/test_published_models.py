@@ -1,0 +1,125 @@
+"""Real weights: the greedy text is transformers', in PyTorch and from a folder, drafted or not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+import pard_rt
+from pard_rt.generator import Generator, Method
+from pard_rt.models.checkpoint import LoadedModel
+from pard_rt.models.open import Source
+from pard_rt.text import TokenText
+from published_equality import PROMPTS, Reference, exported, token_ids
+
+MAX_NEW_TOKENS = 64
+ROUNDED = ("qwen1.5b",)  # its float32 folder would take 20 GB to export
+
+
+@pytest.fixture(scope="module")
+def reference(published: Path) -> Reference:
+    return Reference(published)
+
+
+@pytest.fixture(scope="module")
+def prompts(reference: Reference) -> list[list[int]]:
+    return [reference.encode(prompt) for prompt in PROMPTS[:3]]
+
+
+@pytest.fixture(scope="module")
+def expected(reference: Reference, prompts: list[list[int]]) -> list[list[int]]:
+    return reference.texts(prompts, MAX_NEW_TOKENS)
+
+
+@pytest.fixture(scope="module")
+def folder(published: Path) -> Path:
+    return exported(published, "int8" if published.name in ROUNDED else "fp32")
+
+
+@pytest.fixture(scope="module")
+def in_pytorch(published: Path) -> LoadedModel:
+    return pard_rt.load(published, dtype=torch.float32)
+
+
+@pytest.fixture(scope="module")
+def plain(in_pytorch: LoadedModel) -> Generator:
+    return Generator(in_pytorch, threads=1)
+
+
+@pytest.fixture(scope="module")
+def plain_folder(folder: Path) -> Generator:
+    return Generator(folder, threads=1)
+
+
+@pytest.fixture(scope="module")
+def undrafted(plain_folder: Generator, prompts: list[list[int]]) -> list[list[int]]:
+    return token_ids(plain_folder, prompts, MAX_NEW_TOKENS)
+
+
+def test_pytorch_writes_what_transformers_does(
+    plain: Generator, prompts: list[list[int]], expected: list[list[int]]
+) -> None:
+    assert token_ids(plain, prompts, MAX_NEW_TOKENS) == expected
+
+
+def test_a_folder_writes_what_transformers_does(
+    published: Path, undrafted: list[list[int]], expected: list[list[int]]
+) -> None:
+    if published.name in ROUNDED:
+        pytest.skip(f"the folder of {published.name} has rounded weights")
+    assert undrafted == expected
+
+
+@pytest.mark.parametrize(("method", "k"), [("pard", 1), ("pard", 4), ("draft", 8)])
+def test_drafting_in_pytorch_changes_no_text(
+    in_pytorch: LoadedModel,
+    plain: Generator,
+    prompts: list[list[int]],
+    expected: list[list[int]],
+    method: Method,
+    k: int,
+) -> None:
+    drafted = draft_with(in_pytorch, plain, method, k)
+    assert token_ids(drafted, prompts, MAX_NEW_TOKENS, batch_size=3) == expected
+    assert drafted.decoder.counts.accepted > 0
+
+
+@pytest.mark.parametrize("k", [1, 4, 8])
+@pytest.mark.parametrize("method", ["pard", "draft"])
+def test_drafting_over_a_folder_changes_no_text(
+    folder: Path,
+    plain_folder: Generator,
+    prompts: list[list[int]],
+    undrafted: list[list[int]],
+    method: Method,
+    k: int,
+) -> None:
+    drafted = draft_with(folder, plain_folder, method, k)
+    assert token_ids(drafted, prompts, MAX_NEW_TOKENS) == undrafted
+    assert drafted.decoder.counts.accepted > 0
+
+
+def test_a_folder_encodes_and_spells_as_the_checkpoint(published: Path, folder: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(published)
+    text = TokenText.of_folder(folder, pard_rt.read_folder(folder).num_tokens)
+    added = [str(token) for token in tokenizer.added_tokens_decoder.values()]
+    for each in [*PROMPTS, *added, " spaces  and\ttabs\r\n", "1234567890", "a" * 100, ""]:
+        ids = tokenizer(each)["input_ids"]
+        assert text.encode(each) == ids
+        spelled = text.decode(ids)
+        assert spelled == tokenizer.decode(
+            ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+
+
+def draft_with(model: Source, plain: Generator, method: Method, k: int) -> Generator:
+    """Let a model draft for itself.
+
+    Classic proposals are then all accepted, and of those for mask tokens, which the model was
+    not trained with, at least the first of a round: it stands where no mask token is yet.
+    """
+    mask = 0 if method == "pard" else None
+    return plain.with_method(method, model, num_speculative_tokens=k, mask_token_id=mask)
