@@ -63,7 +63,7 @@ def spelled(tokens: dict[str, int], *decoder: decoders.Decoder) -> list[bytes]:
     return table
 
 
-# What ids stand for ---------------------------------------------------------------------------------
+# What ids stand for ------------------------------------------------------------------------------
 
 
 def test_only_two_hexadecimal_digits_make_a_byte() -> None:
@@ -109,13 +109,13 @@ def test_half_a_surrogate_pair_is_no_token(tiny_models: TinyModels, tmp_path: Pa
     folder = copy_with_tokens(tiny_models.checkpoint("llama"), tmp_path / "model", "<odd>")
     file = folder / "tokenizer.json"
     file.write_text(file.read_text().replace("<odd>", "\\ud800"))
-    with pytest.raises(ModelError, match="tokenizer of .* cannot be read"):
+    with pytest.raises(ModelError, match=r"tokenizer of .* cannot be read"):
         load(folder)
     with pytest.raises(FolderError, match="a damaged one"):
         TokenText.of_folder(folder, NUM_TOKENS)
 
 
-# Tokens without logits ------------------------------------------------------------------------------
+# Tokens without logits ---------------------------------------------------------------------------
 
 
 def test_a_token_behind_the_logits_is_an_error_only_where_it_is_used(
@@ -139,7 +139,7 @@ def test_a_token_behind_the_logits_is_an_error_only_where_it_is_used(
         train(checkpoint, [data], tmp_path / "draft", max_length=64)
 
 
-# Pairs ----------------------------------------------------------------------------------------------
+# Pairs -------------------------------------------------------------------------------------------
 
 
 def test_a_draft_with_tokens_of_its_own_drafts_and_a_notice_names_them(
@@ -243,7 +243,7 @@ def test_an_old_folder_s_digest_is_ignored(tiny_models: TinyModels, tmp_path: Pa
     Generator(target, old, method="draft")
 
 
-# A target with more tokens than its draft -----------------------------------------------------------
+# A target with more tokens than its draft --------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -301,7 +301,7 @@ def test_captured_rounds_go_on_behind_ids_that_the_draft_cannot_be_fed(
     assert captured.counts.drafted > 40
 
 
-# What is said ---------------------------------------------------------------------------------------
+# What is said ------------------------------------------------------------------------------------
 
 
 def test_check_counts_and_names_tokens_of_one_side(
