@@ -77,7 +77,7 @@ def load(pair: Pair, shape: Json, device: torch.device, dtype: torch.dtype) -> L
         name="random",
         vocab_size=shape["vocab_size"],
         num_tokens=pair.num_tokens,
-        vocabulary_id="",
+        token_bytes=None,
         max_length=MAX_LENGTH,
         bos_token_id=None,
         eos_token_ids=(),

@@ -90,19 +90,33 @@ py::array_t<float> forward(Model& model, const std::vector<Item>& items) {
 }  // namespace
 
 void register_model(py::module_& module) {
+  py::classh<TokenBytes>(module, "TokenBytes")
+      .def(py::init([](const std::vector<std::string>& spelled) {
+             return std::make_shared<TokenBytes>(spelled);
+           }),
+           py::arg("spelled"))
+      .def("__len__", &TokenBytes::size)
+      .def("__getitem__", [](const TokenBytes& self, Token token) {
+        if (token < 0 || token >= self.size()) throw py::index_error();
+        return py::bytes(self[token]);
+      });
+
   py::class_<ModelInfo>(module, "ModelInfo")
       .def(py::init([](std::string name, std::int64_t vocab_size, std::int64_t max_length,
-                       std::optional<std::int64_t> num_tokens, std::string vocabulary_id) {
+                       std::optional<std::int64_t> num_tokens,
+                       std::shared_ptr<TokenBytes> token_bytes) {
              return ModelInfo{std::move(name), vocab_size, max_length, num_tokens,
-                              std::move(vocabulary_id)};
+                              std::move(token_bytes)};
            }),
            py::kw_only(), py::arg("name"), py::arg("vocab_size"), py::arg("max_length"),
-           py::arg("num_tokens") = py::none(), py::arg("vocabulary_id") = "")
+           py::arg("num_tokens") = py::none(), py::arg("token_bytes") = py::none())
       .def_readonly("name", &ModelInfo::name)
       .def_readonly("vocab_size", &ModelInfo::vocab_size)
       .def_readonly("max_length", &ModelInfo::max_length)
       .def_readonly("num_tokens", &ModelInfo::num_tokens)
-      .def_readonly("vocabulary_id", &ModelInfo::vocabulary_id);
+      .def_property_readonly("token_bytes", [](const ModelInfo& self) {
+        return std::const_pointer_cast<TokenBytes>(self.token_bytes);  // no method changes it
+      });
 
   py::class_<Item>(module, "ForwardItem")
       .def(py::init<SequenceId, std::int64_t, std::vector<Token>, std::int64_t>(), py::kw_only(),

@@ -34,7 +34,8 @@ std::shared_ptr<OnnxModel> open(const std::filesystem::path& folder, const std::
                                 std::map<std::string, std::string> provider_options, int threads,
                                 bool spinning, std::optional<std::int64_t> max_length, bool exact,
                                 bool own_attention, std::optional<bool> static_shapes,
-                                std::optional<bool> device_memory, bool is_target, bool probe,
+                                std::optional<bool> device_memory,
+                                std::shared_ptr<TokenBytes> token_bytes, bool is_target, bool probe,
                                 const std::string& onnxruntime) {
   const OrtSearch search = search_in(onnxruntime);
   const OnnxModelOptions options{{provider, std::move(provider_options), threads, spinning},
@@ -43,6 +44,7 @@ std::shared_ptr<OnnxModel> open(const std::filesystem::path& folder, const std::
                                  own_attention,
                                  static_shapes,
                                  device_memory,
+                                 std::move(token_bytes),
                                  is_target,
                                  probe};
   const ReleasedGil released;
@@ -76,7 +78,6 @@ void register_onnx(py::module_& module) {
       .def_readonly("vocab_size", &FolderContract::vocab_size)
       .def_readonly("max_length", &FolderContract::max_length)
       .def_readonly("num_tokens", &FolderContract::num_tokens)
-      .def_readonly("vocabulary_id", &FolderContract::vocabulary_id)
       .def_readonly("bos_token_id", &FolderContract::bos_token_id)
       .def_readonly("eos_token_ids", &FolderContract::eos_token_ids)
       .def_readonly("mask_token_id", &FolderContract::mask_token_id);
@@ -89,7 +90,8 @@ void register_onnx(py::module_& module) {
            py::arg("threads") = 0, py::arg("spinning") = false, py::arg("max_length") = py::none(),
            py::arg("exact") = true, py::arg("own_attention") = true,
            py::arg("static_shapes") = py::none(), py::arg("device_memory") = py::none(),
-           py::arg("is_target") = true, py::arg("probe") = true, py::arg("onnxruntime") = "")
+           py::arg("token_bytes") = py::none(), py::arg("is_target") = true,
+           py::arg("probe") = true, py::arg("onnxruntime") = "")
       .def_property_readonly("contract", &OnnxModel::contract)
       .def_property_readonly("own_attention", &OnnxModel::own_attention)
       .def_property_readonly("pads_single_rows", &OnnxModel::pads_single_rows)

@@ -38,6 +38,7 @@ from pard_rt.errors import (
     InvalidArgumentError,
     LogitsError,
     ModelError,
+    Notice,
     RuntimeMissingError,
     requiring,
 )
@@ -82,6 +83,7 @@ __all__ = [
     "Model",
     "ModelError",
     "ModelInfo",
+    "Notice",
     "OnnxModel",
     "OpenOptions",
     "Options",

@@ -105,6 +105,20 @@ def verify(proposals: ListLike[int], choices: ListLike[int]) -> tuple[int, int]:
     """
 
 @final
+class TokenBytes:
+    """The bytes that token ids stand for, to compare vocabularies.
+
+    Parameters
+    ----------
+    spelled : list of bytes
+        The bytes of every id; empty for special and unused ones.
+    """
+
+    def __init__(self, spelled: ListLike[bytes]) -> None: ...
+    def __len__(self) -> int: ...
+    def __getitem__(self, token: int, /) -> bytes: ...
+
+@final
 class ModelInfo:
     """What a model is, as far as decoding needs to know.
 
@@ -118,8 +132,8 @@ class ModelInfo:
         Positions one sequence may have.
     num_tokens : int, optional
         Ids the tokenizer knows; rows behind them are padding. All of them by default.
-    vocabulary_id : str
-        Equal exactly where two tokenizers map ids to the same text; empty where unknown.
+    token_bytes : TokenBytes, optional
+        What the ids stand for, to compare a draft with its target.
     """
 
     def __init__(
@@ -129,7 +143,7 @@ class ModelInfo:
         vocab_size: int,
         max_length: int,
         num_tokens: int | None = None,
-        vocabulary_id: str = "",
+        token_bytes: TokenBytes | None = None,
     ) -> None: ...
     @property
     def name(self) -> str: ...
@@ -140,7 +154,7 @@ class ModelInfo:
     @property
     def num_tokens(self) -> int | None: ...
     @property
-    def vocabulary_id(self) -> str: ...
+    def token_bytes(self) -> TokenBytes | None: ...
 
 @final
 class ForwardItem:
@@ -441,14 +455,40 @@ SLOT_RECORD_INTS: int
 def slot_sampling(params: SamplingParams) -> bytes:
     """Return what a slot with a sequence of these parameters holds: 32 bytes."""
 
+@final
+class VocabularyComparison:
+    """How the token ids of a draft relate to those of its target.
+
+    Special tokens and unused ids spell nothing and are not compared.
+    """
+
+    @property
+    def num_equal(self) -> int:
+        """Ids that both spell the same way."""
+
+    @property
+    def different(self) -> list[int]:
+        """Ids that both spell, but differently: the models do not fit."""
+
+    @property
+    def only_in_target(self) -> list[int]: ...
+    @property
+    def only_in_draft(self) -> list[int]: ...
+
+def compare_vocabularies(target: ModelInfo, draft: ModelInfo) -> VocabularyComparison | None:
+    """Compare what token ids stand for; None if one of the two has no `TokenBytes`."""
+
 def check_compatible(target: ModelInfo, draft: ModelInfo) -> None:
-    """Refuse a draft whose token ids are not the target's.
+    """Refuse a draft that spells token ids of the target differently.
 
     Raises
     ------
     IncompatibleModelsError
-        They are not.
+        It does.
     """
+
+def num_proposable(target: ModelInfo, draft: ModelInfo) -> int:
+    """Return the number of leading ids that are tokens of both; no others are proposed."""
 
 @final
 class Decoder:
@@ -598,8 +638,6 @@ class FolderContract:
         """Ids the tokenizer knows, where the folder says."""
 
     @property
-    def vocabulary_id(self) -> str: ...
-    @property
     def bos_token_id(self) -> int | None: ...
     @property
     def eos_token_ids(self) -> list[int]: ...
@@ -685,6 +723,8 @@ class OnnxModel(Model):
         graph for every shape.
     device_memory : bool, optional
         Keep keys and values in the memory of the provider's device; by default on all but the CPU.
+    token_bytes : TokenBytes, optional
+        What the token ids stand for, for a folder without token_bytes.bin.
     is_target : bool
         Refuse graphs in which a rejected proposal changes other rows.
     probe : bool
@@ -717,6 +757,7 @@ class OnnxModel(Model):
         own_attention: bool = True,
         static_shapes: bool | None = None,
         device_memory: bool | None = None,
+        token_bytes: TokenBytes | None = None,
         is_target: bool = True,
         probe: bool = True,
         onnxruntime: str = "",

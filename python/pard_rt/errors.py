@@ -18,6 +18,7 @@ __all__ = [
     "InvalidArgumentError",
     "LogitsError",
     "ModelError",
+    "Notice",
     "RuntimeMissingError",
 ]
 
@@ -66,7 +67,27 @@ class RuntimeMissingError(Error, RuntimeError):
     """ONNX Runtime was not found, is too old, or lacks the execution provider asked for."""
 
 
-class FallbackWarning(UserWarning):
+class Notice(UserWarning):
+    """Something worth knowing about what is done all the same.
+
+    Parameters
+    ----------
+    what : str
+        What it is.
+    details : str
+        More about it, a sentence each.
+    """
+
+    def __init__(self, what: str, *details: str) -> None:
+        super().__init__(what, *details)
+        self.what = what
+        self.details = details
+
+    def __str__(self) -> str:
+        return " ".join((f"{self.what}.", *self.details))
+
+
+class FallbackWarning(Notice):
     """What was asked for is done, but in a slower way: what that means, and what was missing.
 
     Parameters
@@ -78,12 +99,10 @@ class FallbackWarning(UserWarning):
     """
 
     def __init__(self, instead: str, error: Error) -> None:
-        super().__init__(instead, error)
+        super().__init__(instead, str(error))
+        self.args = (instead, error)  # what it is pickled by
         self.instead = instead
         self.error = error
-
-    def __str__(self) -> str:
-        return f"{self.instead}. {self.error}"
 
 
 def integer_of(given: object) -> int | None:
@@ -154,9 +173,14 @@ def requiring(extra: str, what: str) -> Iterator[None]:
 
 
 def fall_back(instead: str, error: Error) -> None:
-    """Give a `FallbackWarning` at the line that called the package."""
+    """Give a `FallbackWarning`: see `notify`."""
+    notify(FallbackWarning(instead, error))
+
+
+def notify(notice: Notice) -> None:
+    """Give a warning at the line that called the package."""
     frame = inspect.currentframe()
     depth = 0
     while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "pard_rt":
         frame, depth = frame.f_back, depth + 1
-    warnings.warn(FallbackWarning(instead, error), stacklevel=depth + 1)
+    warnings.warn(notice, stacklevel=depth + 1)

@@ -27,6 +27,7 @@ from pard_rt.errors import (
     InvalidArgumentError,
     RuntimeMissingError,
     fall_back,
+    notify,
     require_flag,
     require_range,
 )
@@ -35,6 +36,7 @@ from pard_rt.models.facts import read_sampling
 from pard_rt.options import Options, Params, read_options, refuse_unknown
 from pard_rt.outputs import Output
 from pard_rt.streams import Rounds, Stream
+from pard_rt.vocabulary import vocabulary_notice
 
 if TYPE_CHECKING:
     import torch
@@ -259,6 +261,18 @@ class Generator:
             )
         )
         self._rounds = Rounds(self.decoder, self._lock, self._text)
+        if opened is not None:
+            self._notify_about(opened)
+
+    def _notify_about(self, draft: OpenedModel) -> None:
+        """Give a `Notice` about tokens that draft and target do not share.
+
+        Two models without tokenizers are fed token ids, and the caller knows what those mean.
+        """
+        if not (self._target.has_tokenizer or draft.has_tokenizer):
+            return
+        if (notice := vocabulary_notice(self._target.info, draft.info)) is not None:
+            notify(notice)
 
     def _captured(self, draft: OpenedModel | None) -> CapturedExecutor | None:
         """Return what captures rounds; None, and a warning, without kernels for the card."""

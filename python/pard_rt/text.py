@@ -13,7 +13,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from pard_rt.errors import FolderError, InvalidArgumentError
-from pard_rt.vocabulary import decode_token_bytes, token_bytes
+from pard_rt.vocabulary import decode_token_bytes, token_bytes, unknown_token
 
 
 class TokenText:
@@ -92,7 +92,7 @@ class TokenText:
         Raises
         ------
         InvalidArgumentError
-            It is no Unicode text.
+            It is no Unicode text, or has a token that the model has no logits for.
         """
         try:
             text.encode("utf-8")
@@ -101,6 +101,9 @@ class TokenText:
                 "A prompt is no text", "Unicode", str(error), "Decode it as what it is."
             ) from error
         encoded = self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        for token, name in zip(encoded.ids, encoded.tokens, strict=True):
+            if token >= len(self._table):
+                raise unknown_token(name, token, len(self._table))
         return [int(token) for token in encoded.ids]
 
     @property

@@ -1,16 +1,22 @@
-"""What a tokenizer's ids stand for: digests to compare tokenizers, and the bytes of each token."""
+"""What token ids stand for: the bytes of each, and how those of two models differ."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
 
-from pard_rt.errors import ModelError
+from pard_rt._core import ModelInfo, TokenBytes, compare_vocabularies, num_proposable
+from pard_rt.errors import InvalidArgumentError, ModelError, Notice
+
+_NUM_EXAMPLES = 5  # of tokens that one side alone knows
+_WHOLE_TOKENS = ("ByteLevel", "ByteFallback", "Fuse", "Strip")  # Strip is about the ends of a text
+_BYTE_TOKEN = re.compile("<0x([0-9A-Fa-f]{2})>")
 
 
 def special_token_ids(tokenizer: Any) -> set[int]:
@@ -24,22 +30,9 @@ def special_token_ids(tokenizer: Any) -> set[int]:
     return special | set(getattr(tokenizer, "all_special_ids", ()))
 
 
-def digest_vocabulary(vocabulary: Mapping[str, int], left_out: Collection[int] = ()) -> str:
-    """Digest of a token-to-id map without some ids; empty for an empty map.
-
-    Special tokens and the mask token are left out of a model's digest: they stand for no text, a
-    draft may have a mask token that its target lacks, and verification is exact either way.
-    """
-    entries = sorted((i, token) for token, i in vocabulary.items() if i not in left_out)
-    if not entries:
-        return ""
-    text = json.dumps(entries, ensure_ascii=True, separators=(",", ":"))
-    return "sha256:" + hashlib.sha256(text.encode("ascii")).hexdigest()
-
-
-def count_tokens(vocabulary: Mapping[str, int], mask_token_id: int | None = None) -> int:
-    """One more than the largest id in use, the mask token left out; 0 for an empty map."""
-    return 1 + max((i for i in vocabulary.values() if i != mask_token_id), default=-1)
+def count_tokens(tokenizer: Any) -> int:
+    """One more than the largest id of a tokenizer's tokens; 0 if it has none."""
+    return 1 + max(tokenizer.get_vocab().values(), default=-1)
 
 
 def token_bytes(tokenizer: Any, count: int) -> list[bytes]:
@@ -55,33 +48,85 @@ def token_bytes(tokenizer: Any, count: int) -> list[bytes]:
     Raises
     ------
     ModelError
-        The tokenizer's decoder is neither byte-level nor of the SentencePiece kind.
+        A token's bytes depend on its neighbours: the decoder is of another kind than byte-level
+        and SentencePiece's.
     """
-    backend: Tokenizer | None = (
-        tokenizer
-        if isinstance(tokenizer, Tokenizer)
-        else getattr(tokenizer, "backend_tokenizer", None)
-    )
+    spell = _speller(tokenizer)
     special = special_token_ids(tokenizer)
-    decoders = set() if backend is None else _decoder_types(json.loads(backend.to_str())["decoder"])
-    if "ByteLevel" in decoders:
-        to_byte = byte_level_alphabet()
-    elif decoders & {"ByteFallback", "Metaspace", "Replace"}:
-        to_byte = None
-    else:
-        raise ModelError(
-            "The bytes of this tokenizer's tokens cannot be told",
-            "a byte-level or SentencePiece-like tokenizer.json",
-            f"decoder {', '.join(sorted(decoders)) or 'none'}",
-            "Use a model with a fast tokenizer of one of these kinds.",
-        )
     table = [b""] * count
     for token, i in tokenizer.get_vocab().items():
-        if i >= count or i in special:
-            continue
-        # Added tokens too: decoders see every token.
-        table[i] = _piece_bytes(token) if to_byte is None else _level_bytes(token, to_byte)
+        if i < count and i not in special:
+            table[i] = spell(token)  # added tokens too: decoders see every token
     return table
+
+
+def try_token_bytes(tokenizer: Any, count: int) -> TokenBytes | None:
+    """Return the same as a table to compare vocabularies by; None if it cannot be told."""
+    try:
+        return TokenBytes(token_bytes(tokenizer, count))
+    except ModelError:
+        return None
+
+
+def token_bytes_of_folder(folder: Path) -> TokenBytes | None:
+    """Make the table of an ONNX folder that has a tokenizer.json and no token_bytes.bin."""
+    file = folder / "tokenizer.json"
+    if (folder / "token_bytes.bin").is_file() or not file.is_file():
+        return None
+    try:
+        tokenizer = Tokenizer.from_file(str(file))
+    except Exception:  # of tokenizers, bare; who encodes with it says what is wrong
+        return None
+    return try_token_bytes(tokenizer, count_tokens(tokenizer))
+
+
+def vocabulary_notice(target: ModelInfo, draft: ModelInfo) -> Notice | None:
+    """Say how the tokens of a target and its draft differ; None if they do not."""
+    pair = f"target '{target.name}' and draft '{draft.name}'"
+    compared = compare_vocabularies(target, draft)
+    if compared is None:
+        silent = [f"'{each.name}'" for each in (target, draft) if each.token_bytes is None]
+        return Notice(
+            f"The tokenizers of {pair} cannot be compared",
+            f"No fast tokenizer and no token_bytes.bin come with {' and '.join(silent)}.",
+            "The text is exact all the same; a draft with other token ids is only slow.",
+        )
+    details = [
+        f"Only the {role} knows {_count_tokens(ids)}: {_examples(info, ids)}."
+        for role, info, ids in (
+            ("target", target, compared.only_in_target),
+            ("draft", draft, compared.only_in_draft),
+        )
+        if ids
+    ]
+    if not details:
+        return None
+    return Notice(
+        f"The tokenizers of {pair} share {compared.num_equal} tokens, but not all",
+        *details,
+        f"Ids from {num_proposable(target, draft)} on are never proposed.",
+    )
+
+
+def _count_tokens(ids: Sequence[int]) -> str:
+    return f"{len(ids)} token{'' if len(ids) == 1 else 's'}"
+
+
+def _examples(info: ModelInfo, ids: Sequence[int]) -> str:
+    assert info.token_bytes is not None
+    shown = [f"{info.token_bytes[i].decode(errors='replace')!r} ({i})" for i in ids[:_NUM_EXAMPLES]]
+    more = len(ids) - len(shown)
+    return ", ".join(shown) + (f" and {more} more" if more else "")
+
+
+def unknown_token(name: str, token: int, vocab_size: int) -> InvalidArgumentError:
+    """Say that a text has a token which only the tokenizer knows, not the model."""
+    return InvalidArgumentError(
+        f"The model does not know the token {name!r}",
+        f"ids below {vocab_size}",
+        f"id {token}: it was added to the tokenizer without resizing the model's embedding",
+        "Write the text without this token.",
+    )
 
 
 def encode_token_bytes(table: Sequence[bytes]) -> bytes:
@@ -108,27 +153,55 @@ def decode_token_bytes(data: bytes, count: int) -> list[bytes]:
     return [body[offsets[i] : offsets[i + 1]] for i in range(count)]
 
 
-def _decoder_types(decoder: Any) -> set[str]:
-    return set(_walk_types(decoder))
+def _speller(tokenizer: Any) -> Callable[[str], bytes]:
+    """Return what a tokenizer's decoder does to a token, whatever stands beside it."""
+    backend: Tokenizer | None = (
+        tokenizer
+        if isinstance(tokenizer, Tokenizer)
+        else getattr(tokenizer, "backend_tokenizer", None)
+    )
+    decoder = None if backend is None else backend.decoder
+    steps = [] if decoder is None else list(_flatten(json.loads(decoder.__getstate__())))
+    kinds = [step["type"] for step in steps]
+    replacements: list[tuple[str, str]] = []
+    for step in steps:
+        if step["type"] == "Metaspace":
+            replacements.append((step["replacement"], " "))
+        elif step["type"] == "Replace" and "String" in step["pattern"]:
+            replacements.append((step["pattern"]["String"], step["content"]))
+        elif step["type"] not in _WHOLE_TOKENS:
+            kinds.clear()
+            break
+    if not kinds:
+        raise ModelError(
+            "The bytes of this tokenizer's tokens cannot be told",
+            "a byte-level or SentencePiece-like tokenizer.json",
+            f"decoder {', '.join(step['type'] for step in steps) or 'none'}",
+            "Use a model with a fast tokenizer of one of these kinds.",
+        )
+    alphabet = {char: each[0] for char, each in byte_level_alphabet().items()}
+
+    def spell(token: str) -> bytes:
+        for old, new in replacements:
+            token = token.replace(old, new)
+        if "ByteFallback" in kinds and (byte := _BYTE_TOKEN.fullmatch(token)):
+            return bytes.fromhex(byte[1])
+        if "ByteLevel" in kinds:
+            try:
+                return bytes(alphabet[char] for char in token)
+            except KeyError:  # an added token that is text as it stands
+                pass
+        return token.encode("utf-8")
+
+    return spell
 
 
-def _walk_types(decoder: Any) -> Iterator[str]:
-    if decoder:
-        yield decoder["type"]
-        for part in decoder.get("decoders", ()):
-            yield from _walk_types(part)
-
-
-def _piece_bytes(token: str) -> bytes:
-    if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
-        return bytes([int(token[3:5], 16)])
-    return token.replace("\u2581", " ").encode("utf-8")
-
-
-def _level_bytes(token: str, alphabet: Mapping[str, bytes]) -> bytes:
-    if all(char in alphabet for char in token):
-        return b"".join(alphabet[char] for char in token)
-    return token.encode("utf-8")
+def _flatten(decoder: Any) -> Iterator[Any]:
+    if decoder["type"] != "Sequence":
+        yield decoder
+        return
+    for part in decoder["decoders"]:
+        yield from _flatten(part)
 
 
 def byte_level_alphabet() -> dict[str, bytes]:

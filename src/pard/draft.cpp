@@ -4,6 +4,7 @@
 #include <string>
 
 #include "error.h"
+#include "vocabulary.h"
 
 namespace pard {
 
@@ -20,7 +21,7 @@ Drafter::Drafter(std::shared_ptr<Model> model, Token filler, std::int64_t prefil
 
 void Drafter::pair_with(const ModelInfo& target) {
   check_compatible(target, info());
-  num_proposable_ = std::min(num_proposable_, target.token_count());
+  num_proposable_ = std::min(num_proposable_, num_proposable(target, info()));
 }
 
 void Drafter::propose(std::span<DraftRequest> batch) {
@@ -146,23 +147,6 @@ void AutoregressiveDrafter::keep(const Sequence& sequence) {
   // Rows behind the last round's start hold proposals; those in front of the newest token were
   // accepted.
   model_.keep_at_most(sequence.id(), sequence.length() - 1);
-}
-
-void check_compatible(const ModelInfo& target, const ModelInfo& draft) {
-  const std::string pair = "Draft '" + draft.name + "' and target '" + target.name + "'";
-  if (!draft.vocabulary_id.empty() && !target.vocabulary_id.empty()) {
-    if (draft.vocabulary_id == target.vocabulary_id) return;
-    throw IncompatibleModels({pair + " have other tokenizers", "vocabulary " + target.vocabulary_id,
-                              "vocabulary " + draft.vocabulary_id,
-                              "Use a draft of the target's family."});
-  }
-  if (draft.token_count() != target.token_count()) {
-    throw IncompatibleModels(
-        {pair + " have other vocabularies", std::to_string(target.token_count()) + " tokens",
-         std::to_string(draft.token_count()) + " tokens",
-         "Use a draft of the target's family; where only the padding differs, export both with "
-         "pard-rt export, or set num_tokens of your ModelInfo."});
-  }
 }
 
 }  // namespace pard

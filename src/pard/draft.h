@@ -31,8 +31,8 @@ class Drafter {
 
   const CachedModel& model() const { return model_; }
 
-  // Says whose tokens are proposed; more than one target may. Throws IncompatibleModels where the
-  // draft's token ids are not the target's.
+  // Says whose tokens are proposed; more than one target may. Throws IncompatibleModels as
+  // check_compatible() does.
   void pair_with(const ModelInfo& target);
 
   // How many proposals the draft's cache has room for; 0 or less: none.
@@ -50,7 +50,8 @@ class Drafter {
   void release(SequenceId sequence) noexcept { model_.release(sequence); }
 
  protected:
-  // `filler` stands in for committed ids outside the draft's embedding (a target's padding rows).
+  // `filler` stands in for committed ids outside the draft's embedding: tokens that only the target
+  // has, or its padding rows.
   Drafter(std::shared_ptr<Model> model, Token filler, std::int64_t prefill_chunk);
 
   const ModelInfo& info() const { return model_.info(); }
@@ -87,8 +88,7 @@ class Drafter {
 
   Token filler_;
   std::int64_t prefill_chunk_;
-  std::int64_t
-      num_proposable_;  // ids below are tokens of draft and targets: others are not proposed
+  std::int64_t num_proposable_;  // over all targets: see num_proposable()
 };
 
 // PARD: all K proposals in one forward.
@@ -125,10 +125,5 @@ class AutoregressiveDrafter final : public Drafter {
 
   std::vector<DraftRequest*> requests_;  // one for every item
 };
-
-// Throws IncompatibleModels where the token ids of `draft` are not those of `target`. Digests of
-// the vocabularies decide where both are known, else the number of tokens; rows may be padded to
-// any width.
-void check_compatible(const ModelInfo& target, const ModelInfo& draft);
 
 }  // namespace pard

@@ -70,7 +70,6 @@ Generator::Generator(const GeneratorOptions& options)
 
 Generator::Generator(const GeneratorOptions& options, std::shared_ptr<const OrtLibrary> library)
     : target_(std::make_shared<OnnxModel>(options.target, target_options(options), library)),
-      token_bytes_(read_token_bytes(options.target, target_->contract())),
       eos_token_ids_(options.eos_token_ids.value_or(target_->contract().eos_token_ids)),
       decoder_(
           std::make_unique<ComposedExecutor>(target_, open_drafter(options, std::move(library))),
@@ -102,8 +101,8 @@ std::shared_ptr<Sequence> Generator::submit(std::vector<Token> prompt, Generatio
     observer = [this, on_piece = std::move(on_piece),
                 stream = Utf8Stream()](const TokenEvent& event) mutable {
       Piece piece{event, {}};
-      if (token_bytes_) {
-        piece.text = stream.feed((*token_bytes_)[event.token]);
+      if (const TokenBytes* table = target_->info().token_bytes.get()) {
+        piece.text = stream.feed((*table)[event.token]);
         if (event.sequence.finished()) *piece.text += stream.flush();
       }
       return on_piece(piece);
@@ -119,10 +118,11 @@ Output Generator::output_of(const Sequence& sequence) const {
 }
 
 std::optional<std::string> Generator::text_of(std::span<const Token> tokens) const {
-  if (!token_bytes_) return std::nullopt;
+  const TokenBytes* table = target_->info().token_bytes.get();
+  if (table == nullptr) return std::nullopt;
   Utf8Stream stream;
   std::string text;
-  for (const Token token : tokens) text += stream.feed((*token_bytes_)[token]);
+  for (const Token token : tokens) text += stream.feed((*table)[token]);
   return text + stream.flush();
 }
 

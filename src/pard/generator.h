@@ -11,7 +11,6 @@
 
 #include "decoder.h"
 #include "onnx/onnx_model.h"
-#include "onnx/token_bytes.h"
 #include "sequence.h"
 #include "stats.h"
 #include "types.h"
@@ -103,7 +102,6 @@ class Generator {
   Generator(const GeneratorOptions& options, std::shared_ptr<const OrtLibrary> library);
 
   std::shared_ptr<OnnxModel> target_;
-  std::optional<TokenBytes> token_bytes_;
   std::vector<Token> eos_token_ids_;
   Decoder decoder_;
 };

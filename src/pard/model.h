@@ -1,11 +1,13 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <span>
 #include <string>
 
 #include "logits.h"
+#include "token_bytes.h"
 #include "types.h"
 
 namespace pard {
@@ -19,9 +21,8 @@ struct ModelInfo {
   // Ids the tokenizer knows; rows behind it are padding. Absent: vocab_size.
   std::optional<std::int64_t> num_tokens{};
 
-  // Anything that is equal exactly where two tokenizers map ids to the same text (a digest of the
-  // vocabulary, say). Empty: unknown, and only sizes are compared.
-  std::string vocabulary_id{};
+  // What the ids stand for, to compare a draft with its target. Null: unknown.
+  std::shared_ptr<const TokenBytes> token_bytes{};
 
   std::int64_t token_count() const { return num_tokens.value_or(vocab_size); }
 };

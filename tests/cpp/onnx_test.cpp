@@ -39,7 +39,7 @@ using test::Scratch;
 constexpr const char* contract_text = R"({
   "format_version": 1, "name": "m", "form": "gqa", "model": "model.onnx", "num_layers": 2,
   "num_kv_heads": 2, "head_dim": 8, "kv_dtype": "float32", "logits_dtype": "float16",
-  "vocab_size": 64, "num_tokens": 60, "max_length": 100, "vocabulary_id": "", "unknown": [{}],
+  "vocab_size": 64, "num_tokens": 60, "max_length": 100, "unknown": [{}],
   "bos_token_id": null, "eos_token_ids": [1, 2], "mask_token_id": 59, "weights": "int4"})";
 
 TEST_CASE("json: values, escapes and numbers") {

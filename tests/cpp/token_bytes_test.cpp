@@ -1,4 +1,4 @@
-#include "pard/onnx/token_bytes.h"
+#include "pard/token_bytes.h"
 
 #include <doctest/doctest.h>
 
@@ -9,6 +9,7 @@
 
 #include "folders.h"
 #include "pard/error.h"
+#include "pard/onnx/folder.h"
 
 namespace pard {
 namespace {
@@ -33,6 +34,14 @@ TEST_CASE("token bytes: every token's own, none for others") {
   CHECK(table[2] == "\xE2\x82\xAC");
   for (const Token token : {-1, 3, INT32_MAX, INT32_MIN}) CHECK(table[token].empty());
   CHECK(TokenBytes(words({0, 0}), 0, "f")[0].empty());
+}
+
+TEST_CASE("token bytes: a table made of spellings is the file's") {
+  const std::vector<std::string> spelled{"", "ab", "\xE2\x82\xAC"};
+  const TokenBytes table(spelled), read(good, 3, "f");
+  REQUIRE(table.size() == 3);
+  for (Token token = -1; token <= 3; ++token) CHECK(table[token] == read[token]);
+  CHECK(TokenBytes(std::vector<std::string>{}).size() == 0);
 }
 
 TEST_CASE("token bytes: a table cut short anywhere is refused, and so is one too long") {

@@ -10,8 +10,8 @@
 #include "pard/onnx/folder.h"
 #include "pard/onnx/json.h"
 #include "pard/onnx/onnx_file.h"
-#include "pard/onnx/token_bytes.h"
 #include "pard/onnx/utf8.h"
+#include "pard/token_bytes.h"
 
 namespace {
 

@@ -29,7 +29,8 @@ from pard_rt.cli.output import format_bytes, progress
 from pard_rt.cli.providers import Trial, try_provider
 from pard_rt.models import OpenedModel
 from pard_rt.text import TokenText
-from tiny_models import EOS, MASK_TOKEN_ID, NUM_TOKENS, make_model
+from pard_rt.vocabulary import encode_token_bytes, token_bytes
+from tiny_models import EOS, MASK_TOKEN_ID, NUM_TOKENS, make_model, make_tokenizer
 
 FEW = ["--max-new-tokens", "12", "--threads", "1"]
 
@@ -295,20 +296,23 @@ def test_check_reads_token_ids(pair: Pair, capsys: pytest.CaptureFixture[str]) -
 
 
 def test_other_tokenizer(pair: Pair, copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    edit(copy, vocabulary_id="sha256:other")
+    table = token_bytes(make_tokenizer(), NUM_TOKENS)
+    table[70] = b"other"
+    (copy / "token_bytes.bin").write_bytes(encode_token_bytes(table))
     assert main(["check", str(copy), str(pair.draft), *FEW]) == 1
     text = capsys.readouterr().out
     assert re.search(r"FAIL +tokenizers agree", text)
-    assert "expected: vocabulary sha256:other" in text
+    assert "expected: token 70 to be 'other', as in the target" in text
     assert "Use a draft of the target's family." in text
     assert "1 of 5 checks failed" in text
     assert "cost" not in text
 
 
 def test_unknown_tokenizer(pair: Pair, copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    edit(copy, vocabulary_id="")
+    for name in ("token_bytes.bin", "tokenizer.json"):
+        (copy / name).unlink()
     assert main(["check", str(copy), str(pair.draft), *FEW]) == 0
-    assert "has no digest" in capsys.readouterr().out
+    assert "cannot be compared" in capsys.readouterr().out
 
 
 def test_truncated_weights(

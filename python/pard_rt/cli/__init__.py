@@ -16,9 +16,9 @@ from functools import partial
 from importlib.metadata import version
 from typing import Any
 
-from pard_rt.cli.output import print_error, print_warning
+from pard_rt.cli.output import print_error, print_notice
 from pard_rt.cpp import get_cmake_dir
-from pard_rt.errors import Error, FallbackWarning
+from pard_rt.errors import Error, Notice
 
 __all__ = ["main"]
 
@@ -96,8 +96,8 @@ def _run_or_say_why(arguments: argparse.Namespace) -> int:
 
 
 def _show_warning(otherwise: Callable[..., None], message: Any, *more: Any, **names: Any) -> None:
-    if isinstance(message, FallbackWarning):
-        print_warning(message)
+    if isinstance(message, Notice):
+        print_notice(message)
     else:
         otherwise(message, *more, **names)
 

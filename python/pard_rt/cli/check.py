@@ -30,6 +30,7 @@ from pard_rt.errors import (
 )
 from pard_rt.migraphx import describe
 from pard_rt.models import OpenedModel, OpenOptions, open_model
+from pard_rt.vocabulary import vocabulary_notice
 
 _PROMPT_LENGTHS = (1, 7, 24, 60)
 _SAMPLINGS = (
@@ -185,12 +186,11 @@ def _check_tokenizers(
     if draft is None:
         print_verdict("note", "no draft", "a made-up one proposes, right three times of four")
         return True
-    tokens = f"{_num_tokens(target.info)} tokens"
-    unknown = [m.source for m in (target, draft) if not m.info.vocabulary_id]
-    if unknown:
-        print_verdict("note", what, f"{tokens}; {unknown[0]} has no digest, so only numbers agree")
+    notice = vocabulary_notice(target.info, draft.info)
+    if notice is None:
+        verdicts.ok(what, f"{_num_tokens(target.info)} tokens")
     else:
-        verdicts.ok(what, f"{tokens}, {target.info.vocabulary_id[:19]}...")
+        print_verdict("note", "tokenizers", notice.what, *notice.details)
     if draft.mask_token_id is None:
         print_verdict(
             "note",

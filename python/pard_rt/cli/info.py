@@ -85,7 +85,6 @@ def _print_onnx_folder(path: Path) -> None:
             f"{contract.head_dim}",
         ),
         ("vocabulary", vocabulary),
-        ("digest", contract.vocabulary_id or "none: tokenizers cannot be compared"),
         ("max_length", str(contract.max_length)),
         ("end tokens", ", ".join(map(str, contract.eos_token_ids)) or "none"),
         ("mask token", _mask_token(contract.mask_token_id)),

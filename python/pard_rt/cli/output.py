@@ -6,11 +6,11 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import ClassVar
 
-from pard_rt.errors import Error, FallbackWarning
+from pard_rt.errors import Error, FallbackWarning, Notice
 
 _COLOURS = {"ok": "32", "FAIL": "31", "note": "33", "bold": "1"}
 _PROGRESS_DELAY = 2.0  # seconds that need no explanation
@@ -44,12 +44,13 @@ def explain(error: Error) -> list[str]:
     return [f"expected: {error.expected}", f"got:      {error.actual}", error.remedy]
 
 
-def print_warning(warning: FallbackWarning) -> None:
+def print_notice(notice: Notice) -> None:
     """Print a warning to stderr as `print_error` prints errors, over a line of progress."""
-    error = warning.error
     begin = "\r\x1b[K" if sys.stderr.isatty() else ""
-    lines = [f"{begin}pard-rt: {warning.instead}", f"  {error.problem}"]
-    lines += [f"  {line}" for line in explain(error)]
+    details: Iterable[str] = notice.details
+    if isinstance(notice, FallbackWarning):
+        details = (notice.error.problem, *explain(notice.error))
+    lines = [f"{begin}pard-rt: {notice.what}", *(f"  {line}" for line in details)]
     print("\n".join(lines), file=sys.stderr, flush=True)
 
 

@@ -59,7 +59,6 @@ def write_tiny_folder(folder: Path) -> None:
         "vocab_size": _VOCAB,
         "num_tokens": _VOCAB,
         "max_length": 8,
-        "vocabulary_id": "",
         "bos_token_id": None,
         "eos_token_ids": [],
         "mask_token_id": None,

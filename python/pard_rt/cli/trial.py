@@ -113,7 +113,7 @@ class MadeUpDraft(Model):
             vocab_size=target.vocab_size,
             max_length=target.max_length,
             num_tokens=target.num_tokens,
-            vocabulary_id=target.vocabulary_id,
+            token_bytes=target.token_bytes,
         )
 
     def info(self) -> ModelInfo:

@@ -96,7 +96,6 @@ def write_companions(
         "vocab_size": facts.vocab_size,
         "num_tokens": facts.num_tokens,
         "max_length": facts.max_length,
-        "vocabulary_id": facts.vocabulary_id,
         "bos_token_id": facts.bos_token_id,
         "eos_token_ids": list(facts.eos_token_ids),
         "mask_token_id": facts.mask_token_id,

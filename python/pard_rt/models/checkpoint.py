@@ -184,13 +184,9 @@ def refit(
         raise _unfit_length(facts.max_length, max_length)
     if mask_token_id is not None:
         require_mask_token(mask_token_id, loaded.seam.num_embeddings)
-    facts = facts_of(
-        facts.name,
-        loaded.tokenizer,
-        vocab_size=facts.vocab_size,
+    facts = replace(
+        facts,
         max_length=facts.max_length if max_length is None else max_length,
-        bos_token_id=facts.bos_token_id,
-        eos_token_ids=facts.eos_token_ids,
         mask_token_id=facts.mask_token_id if mask_token_id is None else mask_token_id,
     )
     return replace(loaded, facts=facts)

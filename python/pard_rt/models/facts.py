@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pard_rt._core import TokenBytes
 from pard_rt.errors import InvalidArgumentError, ModelError
 from pard_rt.models.fields import Fields
-from pard_rt.vocabulary import count_tokens, digest_vocabulary, special_token_ids
+from pard_rt.vocabulary import count_tokens, try_token_bytes
 
 _MASK_TOKEN_KEYS = ("pard_token", "ptd_token_id", "mask_token_id")
 
@@ -20,8 +21,8 @@ class ModelFacts:
 
     name: str
     vocab_size: int  # width of a logits row
-    num_tokens: int  # ids the tokenizer knows; rows behind it are padding
-    vocabulary_id: str  # equal exactly where two tokenizers map tokens to the same ids; may be ""
+    num_tokens: int  # ids below are the tokenizer's; rows from there on are padding
+    token_bytes: TokenBytes | None  # what the ids stand for, if the tokenizer tells
     max_length: int  # most positions a sequence may have
     bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
@@ -40,32 +41,22 @@ def facts_of(
 ) -> ModelFacts:
     """Put a model's facts together with what its tokenizer says.
 
-    Raises
-    ------
-    ModelError
-        The tokenizer knows more tokens than there are logits.
+    A tokenizer may know more tokens than there are logits, such as a pad token that was added
+    without resizing the embedding: only using one is an error.
     """
-    vocabulary = {} if tokenizer is None else tokenizer.get_vocab()
-    textless = set() if tokenizer is None else special_token_ids(tokenizer)
-    textless |= set() if mask_token_id is None else {mask_token_id}
-    facts = ModelFacts(
+    num_tokens = vocab_size
+    if tokenizer is not None:
+        num_tokens = min(count_tokens(tokenizer) or vocab_size, vocab_size)
+    return ModelFacts(
         name=name,
         vocab_size=vocab_size,
-        num_tokens=count_tokens(vocabulary, mask_token_id) or vocab_size,
-        vocabulary_id=digest_vocabulary(vocabulary, textless),
+        num_tokens=num_tokens,
+        token_bytes=None if tokenizer is None else try_token_bytes(tokenizer, num_tokens),
         max_length=max_length,
         bos_token_id=bos_token_id,
         eos_token_ids=eos_token_ids,
         mask_token_id=mask_token_id,
     )
-    if facts.num_tokens > vocab_size:
-        raise ModelError(
-            f"The tokenizer of {name} knows more tokens than the model has logits",
-            f"at most {vocab_size} tokens",
-            str(facts.num_tokens),
-            "Use the tokenizer the model was trained with.",
-        )
-    return facts
 
 
 def read_mask_token(config: Fields, embedding_rows: int) -> int | None:

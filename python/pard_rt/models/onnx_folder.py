@@ -13,6 +13,7 @@ from pard_rt.models.facts import read_generation_config
 from pard_rt.models.opened import OpenedModel
 from pard_rt.models.options import OpenOptions
 from pard_rt.text import TokenText
+from pard_rt.vocabulary import token_bytes_of_folder
 
 
 def open_onnx_folder(path: Path, options: OpenOptions) -> OpenedModel:
@@ -36,6 +37,7 @@ def open_onnx_folder(path: Path, options: OpenOptions) -> OpenedModel:
         exact=options.is_target,
         is_target=options.is_target,
         max_length=max_length,
+        token_bytes=token_bytes_of_folder(path),
         probe=False,
     )
     if options.device_kind != "cpu":

@@ -28,6 +28,7 @@ from pard_rt._core import (
     Sequence,
     SequenceRound,
     check_compatible,
+    num_proposable,
     slot_sampling,
 )
 from pard_rt.errors import (
@@ -257,7 +258,7 @@ class CapturedExecutor(RoundExecutor):
             vocab_size=info.vocab_size,
             max_length=self._max_length,
             num_tokens=info.num_tokens,
-            vocabulary_id=info.vocabulary_id,
+            token_bytes=info.token_bytes,
         )
 
     def can_draft(self) -> bool:
@@ -537,8 +538,7 @@ class CapturedExecutor(RoundExecutor):
                 context=shape.context,
                 compiled=compiled,
             )
-            known = min(_num_tokens(self._draft.info), _num_tokens(target.info))
-            choose_rows(logits, k, known, False)
+            choose_rows(logits, k, num_proposable(target.info, self._draft.info), False)
             self._proposed(shape, buffers["target_tokens"])
         rows = torch.arange(slots * (k + 1), device=self._device)
         logits = target.forward(
@@ -550,7 +550,3 @@ class CapturedExecutor(RoundExecutor):
             compiled=compiled,
         )
         choose_rows(logits, k + 1, target.info.vocab_size, True)
-
-
-def _num_tokens(info: ModelInfo) -> int:
-    return info.vocab_size if info.num_tokens is None else info.num_tokens

@@ -131,7 +131,7 @@ class StaticModel:
             vocab_size=facts.vocab_size,
             max_length=facts.max_length,
             num_tokens=facts.num_tokens,
-            vocabulary_id=facts.vocabulary_id,
+            token_bytes=facts.token_bytes,
         )
 
     def forward(

@@ -46,7 +46,7 @@ class TorchModel(Model):
             vocab_size=facts.vocab_size,
             max_length=facts.max_length,
             num_tokens=facts.num_tokens,
-            vocabulary_id=facts.vocabulary_id,
+            token_bytes=facts.token_bytes,
         )
 
     def info(self) -> ModelInfo:

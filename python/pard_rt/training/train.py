@@ -26,6 +26,7 @@ from pard_rt.training.mask_prediction import MaskPrediction
 from pard_rt.training.mask_token import choose_mask_token
 from pard_rt.training.model_card import CURVES, model_card, plot_curves
 from pard_rt.training.workers import join
+from pard_rt.vocabulary import unknown_token
 
 LOG_EVERY = 20  # steps
 _MADE_WITH = ("pard-rt", "torch", "transformers")
@@ -173,6 +174,7 @@ def train(
         [Path(path) for path in data], loaded.tokenizer, max_length=max_length
     )
     used = {token for document in documents for token in document.tokens.tolist()}
+    _require_known(loaded, used)
     held_out: list[Document] = []
     if target is not None:
         documents, held_out = hold_out(documents, seed)
@@ -286,6 +288,13 @@ def _draw(history: Path, output: Path, log: Callable[[str], None]) -> bool:
         log(f"no picture of the curves: {error}")
         return False
     return True
+
+
+def _require_known(loaded: LoadedModel, used: set[int]) -> None:
+    """Refuse data with a token that the tokenizer knows and the model does not."""
+    rows = loaded.module.get_input_embeddings().weight.shape[0]
+    if (token := max(used)) >= rows:
+        raise unknown_token(loaded.tokenizer.convert_ids_to_tokens(token), token, rows)
 
 
 def _check_head(loaded: LoadedModel) -> None:

@@ -220,7 +220,6 @@ FolderContract parse_pard_contract(std::string_view text, const std::string& fil
   contract.vocab_size = fields.integer("vocab_size", 1, max_token);
   contract.num_tokens = fields.integer("num_tokens", 1, contract.vocab_size);
   contract.max_length = fields.integer("max_length", 2, max_token - 1);
-  contract.vocabulary_id = fields.string("vocabulary_id");
   contract.bos_token_id = fields.token("bos_token_id");
   contract.eos_token_ids = fields.tokens("eos_token_ids");
   contract.mask_token_id = fields.token("mask_token_id");
@@ -291,6 +290,15 @@ FolderContract read_folder(const std::filesystem::path& folder) {
   throw FolderError({"'" + folder.string() + "' is no ONNX folder",
                      "a file pard_rt.json or genai_config.json", "neither",
                      "Write one with: pard-rt export."});
+}
+
+std::shared_ptr<const TokenBytes> read_token_bytes(const std::filesystem::path& folder,
+                                                   const FolderContract& contract) {
+  const std::filesystem::path file = folder / "token_bytes.bin";
+  std::error_code error;
+  if (!std::filesystem::exists(file, error)) return nullptr;
+  return std::make_shared<TokenBytes>(
+      read_file(file, 256), contract.num_tokens.value_or(contract.vocab_size), file.string());
 }
 
 }  // namespace pard

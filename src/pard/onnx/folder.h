@@ -2,12 +2,14 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "pard/logits.h"
+#include "pard/token_bytes.h"
 #include "pard/types.h"
 
 namespace pard {
@@ -52,7 +54,6 @@ struct FolderContract {
   std::optional<DType> kv_dtype;      // absent: the graph's own
   std::optional<DType> logits_dtype;  // absent: the graph's own
   std::optional<std::int64_t> num_tokens;
-  std::string vocabulary_id;
   std::optional<Token> bos_token_id;
   std::vector<Token> eos_token_ids;
   std::optional<Token> mask_token_id;
@@ -71,5 +72,10 @@ FolderContract parse_builder_contract(std::string_view text, const std::string& 
 
 // Reads whichever of the two a folder has; pard_rt.json where it has both. Throws FolderError.
 FolderContract read_folder(const std::filesystem::path& folder);
+
+// Reads a folder's token_bytes.bin; null if it has none, like folders of onnxruntime-genai's
+// builder. Throws FolderError as TokenBytes does.
+std::shared_ptr<const TokenBytes> read_token_bytes(const std::filesystem::path& folder,
+                                                   const FolderContract& contract);
 
 }  // namespace pard

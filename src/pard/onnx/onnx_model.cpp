@@ -121,7 +121,11 @@ OnnxModel::OnnxModel(const std::filesystem::path& folder, const OnnxModelOptions
   info_.vocab_size = contract_.vocab_size;
   info_.max_length = contract_.max_length - (pads_single_rows_ ? 1 : 0);
   info_.num_tokens = contract_.num_tokens;
-  info_.vocabulary_id = contract_.vocabulary_id;
+  info_.token_bytes = read_token_bytes(folder, contract_);
+  if (!info_.token_bytes && options.token_bytes) {
+    info_.token_bytes = options.token_bytes;
+    if (!info_.num_tokens) info_.num_tokens = std::min(info_.vocab_size, info_.token_bytes->size());
+  }
 
   max_rows_per_run_ = std::numeric_limits<std::int64_t>::max();
   if (contract_.names.num_logits.empty()) {

@@ -43,6 +43,9 @@ struct OnnxModelOptions {
   // Keys and values in memory of the provider's device. Absent: wherever it is not the CPU.
   std::optional<bool> device_memory;
 
+  // What the token ids stand for, for a folder without token_bytes.bin.
+  std::shared_ptr<const TokenBytes> token_bytes{};
+
   bool is_target = true;  // refuses what a draft may do: let a rejected token change other rows
   bool probe = true;      // try the graph once on opening; costs a handful of small forwards
 };

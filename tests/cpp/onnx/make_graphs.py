@@ -186,7 +186,6 @@ def write_contract(folder, form, dtype, **changes):
         "vocab_size": VOCAB,
         "num_tokens": VOCAB - 4,
         "max_length": MAX_LENGTH,
-        "vocabulary_id": "tiny",
         "bos_token_id": None,
         "eos_token_ids": [1],
         "mask_token_id": VOCAB - 5,

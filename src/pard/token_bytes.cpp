@@ -1,9 +1,9 @@
 #include "token_bytes.h"
 
-#include <system_error>
+#include <limits>
 #include <utility>
 
-#include "pard/error.h"
+#include "error.h"
 
 namespace pard {
 
@@ -39,6 +39,23 @@ TokenBytes::TokenBytes(std::string data, std::int64_t num_tokens, const std::str
   }
 }
 
+TokenBytes::TokenBytes(std::span<const std::string> spelled) : count_(spelled.size()) {
+  const auto append = [this](std::size_t value) {
+    for (std::size_t i = 0; i < sizeof(std::uint32_t); ++i) {
+      data_.push_back(static_cast<char>(value >> 8 * i & 0xFF));
+    }
+  };
+  append(count_);
+  std::size_t end = 0;
+  append(end);
+  for (const std::string& bytes : spelled) append(end += bytes.size());
+  if (end > std::numeric_limits<std::uint32_t>::max()) {
+    throw InvalidArgument({"The bytes of the tokens are too many", "less than 4 GiB",
+                           std::to_string(end) + " bytes", "Check the table."});
+  }
+  for (const std::string& bytes : spelled) data_ += bytes;
+}
+
 std::string_view TokenBytes::operator[](Token token) const {
   if (token < 0 || static_cast<std::size_t>(token) >= count_) return {};
   const auto index = static_cast<std::size_t>(token);
@@ -52,15 +69,6 @@ std::uint32_t TokenBytes::word(std::size_t index) const {
     value = value << 8 | static_cast<unsigned char>(data_[sizeof(value) * index + i]);
   }
   return value;
-}
-
-std::optional<TokenBytes> read_token_bytes(const std::filesystem::path& folder,
-                                           const FolderContract& contract) {
-  const std::filesystem::path file = folder / "token_bytes.bin";
-  std::error_code error;
-  if (!std::filesystem::exists(file, error)) return std::nullopt;
-  return TokenBytes(read_file(file, 256), contract.num_tokens.value_or(contract.vocab_size),
-                    file.string());
 }
 
 }  // namespace pard
