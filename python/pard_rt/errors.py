@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import operator
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,8 @@ __all__ = [
     "ModelError",
     "RuntimeMissingError",
 ]
+
+_TERMINAL_CODE = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
 
 class Error(Exception):
@@ -105,8 +108,9 @@ def require_range(
 
 
 def first_line(error: BaseException) -> str:
-    """Return what an exception says first, or its type where it says nothing."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """Return what an exception says first, without colours, or its type where it says nothing."""
+    text = _TERMINAL_CODE.sub("", str(error)).strip()
+    return (text.splitlines() or [type(error).__name__])[0]
 
 
 @contextmanager
