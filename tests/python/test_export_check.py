@@ -1,8 +1,7 @@
-"""The check of an export: wrong graphs are refused, coarse weights are reported, errors name what is at fault."""
+"""The check of an export: wrong graphs are refused, and errors name what is at fault."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +9,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from pard_rt import Generator, ModelError, OnnxModel
+from conftest import TinyModels
+from pard_rt import FallbackWarning, Generator, ModelError, OnnxModel
+from pard_rt._core import read_folder
 from pard_rt.exporter import Form, export
 from pard_rt.exporter.check import Check
 from pard_rt.models.checkpoint import load
 from pard_rt.pytorch.torch_model import TorchModel
-from conftest import TinyModels
 from test_architectures import EXPERTS, Case, checkpoint
 from tiny_models import make_tokenizer
 
@@ -37,9 +37,7 @@ def test_heads_that_onnxruntime_refuses_run_by_our_attention(case: Case, tmp_pat
     model = with_tokenizer(case, tmp_path / "model")
     report = export(model, tmp_path / "out")
     assert report.requires_own_attention
-    assert (
-        json.loads((report.folder / "pard_rt.json").read_text())["requires_own_attention"] is True
-    )
+    assert read_folder(report.folder).requires_own_attention
     prompt = torch.randint(3, 256, (1, 19), generator=torch.Generator().manual_seed(1))
     expected = (
         AutoModelForCausalLM.from_pretrained(model)
@@ -63,7 +61,7 @@ def test_heads_that_onnxruntime_refuses_run_by_our_attention(case: Case, tmp_pat
 def test_heads_that_only_onnxruntime_could_run_are_refused_with_what_works(tmp_path: Path) -> None:
     """Our attention has no float16, so the check runs ONNX Runtime's."""
     model = with_tokenizer(ODD_HEADS[0], tmp_path / "model")
-    with pytest.raises(ModelError, match="multiple of 8.*--form portable"):
+    with pytest.raises(ModelError, match=r"multiple of 8.*--form portable"):
         export(model, tmp_path / "out", weights="fp16")
     assert not (tmp_path / "out").exists()
 
@@ -112,7 +110,7 @@ def test_a_graph_of_other_weights_is_refused(tiny_models: TinyModels) -> None:
     other = tiny_models.folder("llama", "gqa", seed=2)
     with pytest.raises(ModelError, match=r"does not compute.*--form portable"):
         check.require_exact(other)
-    with pytest.raises(ModelError, match="int4 weights have lost.*--weights int8"):
+    with pytest.raises(ModelError, match=r"int4 weights have lost.*--weights int8"):
         check.require_sense(other, "int4")
     assert check.require_exact(tiny_models.folder("llama", "gqa", seed=1)).same_argmax == 1
 
@@ -130,3 +128,11 @@ def test_the_longest_text_fits_the_shortest_model(tiny_models: TinyModels) -> No
     for max_length in (2, 3, 9):
         check = check_of(tiny_models.checkpoint("llama", seed=1), max_length=max_length)
         assert check.require_exact(folder).max_error < 1e-5
+
+
+def test_coarse_weights_give_a_warning(tiny_models: TinyModels, tmp_path: Path) -> None:
+    model = tiny_models.checkpoint("llama", seed=1, num_hidden_layers=4)
+    with pytest.warns(FallbackWarning, match=r"KL divergence of at most 0\.1.*--weights int8"):
+        report = export(model, tmp_path / "out", weights="int4")
+    assert report.agreement.kl_divergence > 0.1
+    assert report.agreement.same_argmax < 1

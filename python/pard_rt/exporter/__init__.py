@@ -29,7 +29,7 @@ __all__ = ["ExportReport", "Form", "Weights", "export"]
 Form = Literal["gqa", "portable"]
 Weights = Literal["fp32", "fp16", "int8", "int4"]
 
-_GOOD_AGREEMENT = 0.9  # of the rows; below, texts part from the model's after a few tokens
+_FAIR_DIVERGENCE = 0.1  # nats: the model's own text becomes 10 % less likely with every token
 
 _log = logging.getLogger("pard_rt.exporter")
 
@@ -120,7 +120,7 @@ def export(
     Warns
     -----
     FallbackWarning
-        The rounded weights often make another token the likeliest.
+        Rounding the weights costs the model much.
 
     Examples
     --------
@@ -169,7 +169,7 @@ def export(
         if weights in BITS:
             agreement = check.require_sense(folder, weights)
     _log.info("%s: %s graph, %s weights, %s", target, form, weights, agreement)
-    if agreement.same_argmax < _GOOD_AGREEMENT:
+    if agreement.kl_divergence > _FAIR_DIVERGENCE:
         _warn_of_rounding(weights, agreement)
     return ExportReport(target, form, weights, agreement, own)
 
@@ -177,12 +177,12 @@ def export(
 def _warn_of_rounding(weights: str, agreement: Agreement) -> None:
     better = "int8" if weights == "int4" else "fp32"
     fall_back(
-        f"The {weights} folder is written, but it will write other texts than the model",
+        f"The folder is written, but {weights} weights predict other text than the model",
         ModelError(
-            f"Rounding to {weights} changes what this model predicts",
-            f"the same likeliest token in {100 * _GOOD_AGREEMENT:.0f} % of the rows or more",
-            f"{100 * agreement.same_argmax:.0f} %, KL divergence "
-            f"{agreement.kl_divergence:.2g} nats",
+            f"Rounding to {weights} costs this model much",
+            f"a KL divergence of at most {_FAIR_DIVERGENCE} nats",
+            f"{agreement.kl_divergence:.2g} nats, and the same likeliest token in "
+            f"{100 * agreement.same_argmax:.0f} % of the rows",
             f"Export it with --weights {better} to keep its texts.",
         ),
     )

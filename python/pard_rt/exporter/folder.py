@@ -12,7 +12,8 @@ from typing import Any
 
 from pard_rt.errors import InvalidArgumentError
 from pard_rt.exporter.encodings import require_same_encodings
-from pard_rt.models.checkpoint import LoadedModel, ModelFacts
+from pard_rt.models.checkpoint import LoadedModel
+from pard_rt.models.facts import ModelFacts
 from pard_rt.pytorch.probe import CacheLayout
 from pard_rt.text import TokenText
 from pard_rt.vocabulary import encode_token_bytes, token_bytes
