@@ -645,6 +645,10 @@ class FolderContract:
     def mask_token_id(self) -> int | None:
         """The parallel draft's mask token; None for a model that is no parallel draft."""
 
+    @property
+    def requires_own_attention(self) -> bool:
+        """Whether ONNX Runtime's own attention cannot run it: pard-rt's on the CPU can."""
+
 def read_folder(folder: str | PathLike[str]) -> FolderContract:
     """Read what an ONNX folder says about its model, without opening the graph.
 

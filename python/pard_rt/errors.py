@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import operator
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,8 @@ __all__ = [
     "Notice",
     "RuntimeMissingError",
 ]
+
+_TERMINAL_CODE = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
 
 class Error(Exception):
@@ -152,8 +155,9 @@ def require_flag(what: str, given: object) -> bool:
 
 
 def first_line(error: BaseException) -> str:
-    """Return what an exception says first, or its type where it says nothing."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """Return what an exception says first, without colours, or its type where it says nothing."""
+    text = _TERMINAL_CODE.sub("", str(error)).strip()
+    return (text.splitlines() or [type(error).__name__])[0]
 
 
 @contextmanager

@@ -99,6 +99,9 @@ TEST_CASE("folder: every key is read") {
   CHECK(!contract.bos_token_id);
   CHECK(contract.eos_token_ids == std::vector<Token>{1, 2});
   CHECK(contract.mask_token_id == 59);
+  CHECK(!contract.requires_own_attention);
+  const std::string own = replaced(contract_text, "{\n", "{\"requires_own_attention\": true,\n");
+  CHECK(parse_pard_contract(own, "f").requires_own_attention);
 }
 
 TEST_CASE("folder: an error names file, key, expected and actual") {
@@ -119,6 +122,7 @@ TEST_CASE("folder: an error names file, key, expected and actual") {
   CHECK(mentions(error("\"mask_token_id\": 59", "\"mask_token_id\": 64"), "mask_token_id"));
   CHECK(mentions(error("[1, 2]", "[1, 64]"), "eos_token_ids"));
   CHECK(mentions(error("[1, 2]", "[1, null]"), "eos_token_ids"));
+  CHECK(mentions(error("{\n", "{\"requires_own_attention\": 1,\n"), "true or false"));
   CHECK(mentions(error("{\n", "[\n"), "line 2"));
   CHECK(mentions(message_of<FolderError>([] { parse_builder_contract("{\"model\": {}}", "f"); }),
                  "decoder-only"));
@@ -672,6 +676,25 @@ TEST_CASE("onnx model: corrupt, truncated and mislabelled folders are refused by
       "float16"));
   fs::remove(scratch.path() / "model.onnx");
   CHECK(mentions(message_of<FolderError>([&] { OnnxModel model(scratch.path()); }), "model.onnx"));
+}
+
+TEST_CASE("onnx model: a folder that requires our attention opens with no other") {
+  const char* graphs = graphs_or_skip();
+  if (graphs == nullptr) {
+    return;
+  }
+  const Scratch scratch;
+  const fs::path gqa = fs::path(graphs) / "gqa";
+  scratch.write("model.onnx", read(gqa / "model.onnx"));
+  scratch.write("pard_rt.json",
+                replaced(read(gqa / "pard_rt.json"), "{", "{\"requires_own_attention\": true,"));
+  CHECK(OnnxModel(scratch.path()).own_attention());
+  OnnxModelOptions options;
+  options.own_attention = false;
+  const std::string error =
+      message_of<ModelError>([&] { OnnxModel model(scratch.path(), options); });
+  CHECK(mentions(error, "own_attention = false"));
+  CHECK(mentions(error, "--form portable"));
 }
 
 TEST_CASE("onnx model: missing or truncated weights are refused by name") {

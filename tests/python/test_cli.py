@@ -96,9 +96,10 @@ def fails(capsys: pytest.CaptureFixture[str], arguments: list[object], *expected
 
 def test_export_says_what_was_checked(pair: Pair) -> None:
     assert "gqa, fp32" in pair.export_output
-    assert "a prompt, several rows, a rewind, single rows" in pair.export_output
+    assert "on texts that the model wrote" in pair.export_output
     assert re.search(r"largest difference +\d[.\de-]* of the largest logit", pair.export_output)
-    assert "in 100% of the rows" in pair.export_output
+    assert re.search(r"KL divergence +\d[.\de-]* nats", pair.export_output)
+    assert "in 100.0% of the rows" in pair.export_output
     written = json.loads((pair.draft / "pard_rt.json").read_text())
     assert (written["form"], written["mask_token_id"], written["max_length"]) == (
         "gqa",

@@ -391,7 +391,10 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--epochs", type=float, default=1.0, metavar="N", help="default: 1")
     parser.add_argument(
-        "--max-length", type=int, default=1024, metavar="N", help="tokens of a document (1024)"
+        "--max-length",
+        type=int,
+        metavar="N",
+        help="tokens of a document (1024, or what the model and a step take)",
     )
     parser.add_argument(
         "--tokens-per-step", type=int, default=4096, metavar="N", help="default: 4096"

@@ -33,10 +33,12 @@ def run_export(arguments: argparse.Namespace) -> int:
     found = report.agreement
     size = format_bytes(folder_size(report.folder))
     print(f"{paint(str(report.folder), 'bold')}  {report.form}, {report.weights}, {size}")
-    print("checked in ONNX Runtime against PyTorch: a prompt, several rows, a rewind, single rows")
+    print("compared with PyTorch, on texts that the model wrote:")
     print_field("largest difference", f"{found.max_error:.2g} of the largest logit", width=24)
-    print_field("least similar row", f"cosine {found.min_cosine:.6f}", width=24)
-    print_field("same likeliest token", f"in {100 * found.same_argmax:.0f}% of the rows", width=24)
+    print_field("KL divergence", f"{found.kl_divergence:.2g} nats", width=24)
+    print_field("same likeliest token", f"in {100 * found.same_argmax:.1f}% of the rows", width=24)
+    if report.requires_own_attention:
+        print_field("attention", "pard-rt's, on the CPU only (--form portable: anywhere)", width=24)
     if report.form == "portable":
         print_field("on MIGraphX", describe(report.folder), width=24)
     return 0

@@ -5,15 +5,16 @@ from __future__ import annotations
 import logging
 import os
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal, get_args
 
 import onnx_ir as ir
 import torch
 
-from pard_rt.errors import InvalidArgumentError
-from pard_rt.exporter.check import Agreement, check_graph
-from pard_rt.exporter.folder import GRAPH, new_folder, write_companions
+from pard_rt.errors import InvalidArgumentError, ModelError, fall_back
+from pard_rt.exporter.check import Agreement, Check
+from pard_rt.exporter.folder import GRAPH, new_folder, write_contract, write_text_files
 from pard_rt.exporter.fuse import fuse
 from pard_rt.exporter.halve import round_to_half, store_halved
 from pard_rt.exporter.quantize import BITS, quantize
@@ -21,24 +22,38 @@ from pard_rt.exporter.quiet import quiet
 from pard_rt.exporter.trace import apply_contract_shapes, trace
 from pard_rt.models import OpenOptions, locate
 from pard_rt.models.checkpoint import load_checkpoint
-from pard_rt.pytorch.probe import adopt
+from pard_rt.pytorch.torch_model import TorchModel
 
 __all__ = ["ExportReport", "Form", "Weights", "export"]
 
 Form = Literal["gqa", "portable"]
 Weights = Literal["fp32", "fp16", "int8", "int4"]
 
+_FAIR_DIVERGENCE = 0.1  # nats: the model's own text becomes 10 % less likely with every token
+
 _log = logging.getLogger("pard_rt.exporter")
 
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What was written, and how it compared with the PyTorch module in ONNX Runtime."""
+    """What was written, and how it compared with the PyTorch module.
+
+    Attributes
+    ----------
+    folder, form, weights
+        What was asked for.
+    agreement
+        On texts that the module wrote.
+    requires_own_attention
+        Whether ONNX Runtime's own GroupQueryAttention refuses the model's heads, so that the folder
+        runs with pard-rt's attention on the CPU only.
+    """
 
     folder: Path
     form: Form
     weights: Weights
     agreement: Agreement
+    requires_own_attention: bool
 
 
 def export(
@@ -58,9 +73,10 @@ def export(
 ) -> ExportReport:
     """Export a decoder to an ONNX folder (docs/onnx-folder.md).
 
-    The graph is run in ONNX Runtime against the PyTorch module before the folder takes its name:
-    a prompt, several rows after a past, a rewind and single rows. Quantized graphs are checked
-    once before their weights are rounded, to rounding error, and once after.
+    Before the folder takes its name it is opened and compared with the PyTorch module, on texts
+    that the module writes: a prompt, several rows after rejected ones, single rows. Graphs with
+    integer weights are held to rounding error before their weights are rounded; what the rounding
+    costs is reported.
 
     Parameters
     ----------
@@ -96,9 +112,15 @@ def export(
     InvalidArgumentError
         Arguments that do not fit, or `out` is already there.
     ModelError
-        The model cannot be loaded, traced or run, or the graph does not agree with it.
+        The model cannot be loaded, traced or run, its tokenizer cannot be written, or the graph
+        does not agree with it.
     Error
         The folder cannot be written; nothing is left behind.
+
+    Warns
+    -----
+    FallbackWarning
+        Rounding the weights costs the model much.
 
     Examples
     --------
@@ -121,33 +143,49 @@ def export(
         longest = loaded.facts.max_length
         if fp16_files:
             round_to_half(loaded.module)
-        layout = adopt(loaded.module, longest)
-        write_companions(folder, source, loaded, layout, form, weights)
+        model = TorchModel(loaded)
+        layout = model.layout
+        write_text_files(folder, source, loaded)
+        check = Check(loaded, model, form)
 
-        model = trace(loaded.module, layout, form, longest, head_on_all_rows=head_on_all_rows)
-        fuse(model, untie=weights in BITS)
-        apply_contract_shapes(model)
+        graph = trace(loaded.module, layout, form, longest, head_on_all_rows=head_on_all_rows)
+        fuse(graph, untie=weights in BITS)
+        apply_contract_shapes(graph)
         if fp16_files:
-            store_halved(model)
-        exact = folder / ("exact.onnx" if weights in BITS else GRAPH)
-        ir.save(model, exact, external_data=f"{exact.name}.data", alignment=65536)
-        del model
-        agreement = check_graph(exact, loaded.module, layout, form, longest, "exact")
+            store_halved(graph)
+        exact = GRAPH if weights not in BITS else "exact.onnx"
+        ir.save(graph, folder / exact, external_data=f"{exact}.data", alignment=65536)
+        del graph
+        contract = partial(write_contract, folder, loaded.facts, layout, form)
+        contract("fp32" if weights in BITS else weights, graph=exact)
+        agreement = check.require_exact(folder)
+        may_be_own = form == "gqa" and weights != "fp16"
+        own = may_be_own and not check.runs_in_onnxruntime_alone(folder)
         if weights in BITS:
-            quantize(exact, folder / GRAPH, form, weights)
-            exact.unlink()
-            exact.with_name(f"{exact.name}.data").unlink()
-            agreement = check_graph(folder / GRAPH, loaded.module, layout, form, longest, weights)
-    _log.info(
-        "%s: %s graph, %s weights; differs from PyTorch by at most %.2g of the largest logit, "
-        "same most likely token in %.0f%% of the rows checked",
-        target,
-        form,
-        weights,
-        agreement.max_error,
-        100 * agreement.same_argmax,
+            quantize(folder / exact, folder / GRAPH, form, weights)
+            (folder / exact).unlink()
+            (folder / f"{exact}.data").unlink()
+        contract(weights, requires_own_attention=own)
+        if weights in BITS:
+            agreement = check.require_sense(folder, weights)
+    _log.info("%s: %s graph, %s weights, %s", target, form, weights, agreement)
+    if agreement.kl_divergence > _FAIR_DIVERGENCE:
+        _warn_of_rounding(weights, agreement)
+    return ExportReport(target, form, weights, agreement, own)
+
+
+def _warn_of_rounding(weights: str, agreement: Agreement) -> None:
+    better = "int8" if weights == "int4" else "fp32"
+    fall_back(
+        f"The folder is written, but {weights} weights predict other text than the model",
+        ModelError(
+            f"Rounding to {weights} costs this model much",
+            f"a KL divergence of at most {_FAIR_DIVERGENCE} nats",
+            f"{agreement.kl_divergence:.2g} nats, and the same likeliest token in "
+            f"{100 * agreement.same_argmax:.0f} % of the rows",
+            f"Export it with --weights {better} to keep its texts.",
+        ),
     )
-    return ExportReport(target, form, weights, agreement)
 
 
 def _check_arguments(form: str, weights: str, fp16_files: bool, head_on_all_rows: bool) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shutil
@@ -11,25 +10,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pard_rt.errors import Error, InvalidArgumentError
+from pard_rt.errors import InvalidArgumentError
+from pard_rt.exporter.encodings import require_same_encodings
 from pard_rt.models.checkpoint import LoadedModel
+from pard_rt.models.facts import ModelFacts
 from pard_rt.pytorch.probe import CacheLayout
+from pard_rt.text import TokenText
 from pard_rt.vocabulary import encode_token_bytes, token_bytes
+from pard_rt.writing import require_folder, writing
 
 FORMAT_VERSION = 1
 GRAPH = "model.onnx"
 
-_TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "tokenizer.model",
-    "vocab.json",
-    "merges.txt",
-    "generation_config.json",
-)
+_GENERATION = "generation_config.json"
 
 
 @contextmanager
@@ -40,32 +33,26 @@ def new_folder(out: Path) -> Iterator[Path]:
     ------
     InvalidArgumentError
         `out` is already there, and not an empty folder.
-    Error
-        The disk is full or cannot be written to; nothing is left behind.
+    FolderError
+        There is a file in the way, the disk is full or cannot be written to; nothing is left
+        behind.
     """
     out = out.absolute()
-    if out.exists() and (not out.is_dir() or any(out.iterdir()) or out.samefile(Path.cwd())):
+    require_folder(out)
+    if out.exists() and (any(out.iterdir()) or out.samefile(Path.cwd())):
         raise InvalidArgumentError(
             f"{out} is already there",
             "a new folder, or an empty one that is not the working directory",
-            "a folder" if out.is_dir() else "a file",
+            "a folder",
             "Remove it or choose another name.",
         )
     partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
     try:
-        try:
+        with writing(out):
             partial.mkdir(parents=True)
             yield partial
             _make_readable(partial)
             os.replace(partial, out)
-        except OSError as error:
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            raise Error(
-                f"{out} cannot be written",
-                "room on the disk" if full else "a place that can be written to",
-                str(error),
-                "Free some space or choose another place" if full else "choose another place.",
-            ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -77,17 +64,23 @@ def _make_readable(folder: Path) -> None:
         file.chmod(mode & 0o777)
 
 
-def write_companions(
-    folder: Path, source: Path, loaded: LoadedModel, layout: CacheLayout, form: str, weights: str
+def write_contract(
+    folder: Path,
+    facts: ModelFacts,
+    layout: CacheLayout,
+    form: str,
+    weights: str,
+    *,
+    graph: str = GRAPH,
+    requires_own_attention: bool = False,
 ) -> None:
-    """Write everything of an ONNX folder but the graph."""
-    facts = loaded.facts
+    """Write pard_rt.json."""
     dtype = "float16" if weights == "fp16" else "float32"
     contract: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
         "name": facts.name,
         "form": form,
-        "model": GRAPH,
+        "model": graph,
         "num_layers": layout.num_layers,
         "num_kv_heads": layout.num_kv_heads,
         "head_dim": layout.head_dim,
@@ -101,12 +94,25 @@ def write_companions(
         "mask_token_id": facts.mask_token_id,
         "weights": weights,
     }
+    if requires_own_attention:
+        contract["requires_own_attention"] = True
     (folder / "pard_rt.json").write_text(json.dumps(contract, indent=2) + "\n", "utf-8")
-    table = token_bytes(loaded.tokenizer, facts.num_tokens)
+
+
+def write_text_files(folder: Path, source: Path, loaded: LoadedModel) -> None:
+    """Write the tokenizer as it is loaded, the bytes of its tokens, and generation_config.json.
+
+    A copy of the checkpoint's tokenizer.json would lack what transformers adds from other files.
+
+    Raises
+    ------
+    ModelError
+        The folder's tokenizer gives other ids than the checkpoint's, or has no bytes to tell.
+    """
+    num_tokens = loaded.facts.num_tokens
+    table = token_bytes(loaded.tokenizer, num_tokens)
     (folder / "token_bytes.bin").write_bytes(encode_token_bytes(table))
-    copied = [name for name in _TOKENIZER_FILES if (source / name).is_file()]
-    for name in copied:
-        shutil.copyfile(source / name, folder / name)
-    if "tokenizer.json" not in copied:
-        assert loaded.tokenizer is not None
-        loaded.tokenizer.save_pretrained(folder)
+    loaded.tokenizer.save_pretrained(folder)
+    if (source / _GENERATION).is_file():
+        shutil.copyfile(source / _GENERATION, folder / _GENERATION)
+    require_same_encodings(TokenText.of_folder(folder, num_tokens), loaded.tokenizer)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from io import StringIO
 
 _TALKATIVE = ("torch.onnx", "onnxscript", "onnx_ir", "onnxruntime.quantization")
 
@@ -37,3 +38,15 @@ def quiet() -> Iterator[None]:
             logger.setLevel(level)
         root.setLevel(root_level)
         root.handlers[:] = handlers
+
+
+@contextmanager
+def silent() -> Iterator[None]:
+    """Let nothing through, printed or logged: a tracer that fails shows the graph it had made."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+            yield
+    finally:
+        logging.disable(disabled)

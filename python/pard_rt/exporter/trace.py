@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -9,10 +10,12 @@ from typing import Any
 import onnx_ir as ir
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.onnx.ops import symbolic, symbolic_multi_out
 
 from pard_rt.errors import ModelError, first_line
 from pard_rt.exporter.fused import fused_modules, plain_norms
+from pard_rt.exporter.quiet import silent
 from pard_rt.exporter.rope import RopeTables, find_rope, read_full_tables, tabled, unrotated
 from pard_rt.pytorch.attention import AttentionCall, attending, softmax_scores
 from pard_rt.pytorch.probe import CacheLayout
@@ -204,35 +207,75 @@ def trace(
     Raises
     ------
     ModelError
-        PyTorch cannot trace or translate the module.
+        PyTorch cannot trace or translate the module; the layer at fault is named.
     """
     full = read_full_tables(module, max_length)
     rope = find_rope(module, full) if form == "gqa" else None
     arguments, shapes = _example(module, layout, form)
     with ExitStack() as stack:
+        if full is not None:
+            stack.enter_context(tabled(module, full))
         if rope is not None:
             stack.enter_context(unrotated(module))
-        elif full is not None:
-            stack.enter_context(tabled(module, full))
         stack.enter_context(fused_modules(module) if form == "gqa" else plain_norms(module))
         stack.enter_context(torch.no_grad())
         graph = _Graph(module, form, rope, max_length, head_on_all_rows).eval()
+        stack.enter_context(silent())
+        exported = None
         try:
             exported = torch.export.export(graph, arguments, dynamic_shapes=shapes, strict=False)
             program = torch.onnx.export(
                 exported, (), dynamo=True, opset_version=OPSET, optimize=True, verbose=False
             )
-        except (RuntimeError, torch.onnx.OnnxExporterError, NotImplementedError) as error:
-            raise ModelError(
-                f"{type(module).__name__} cannot be traced to ONNX",
-                "operators that torch.onnx translates",
-                first_line(error),
-                "Report the architecture.",
-            ) from error
+        except Exception as error:  # every operator fails in its own way
+            raise _untraceable(module, exported, error) from error
     if program is None:
         raise RuntimeError("torch.onnx.export gave no program")
     _name(program.model, layout, form)
     return program.model
+
+
+def _untraceable(
+    module: nn.Module, exported: torch.export.ExportedProgram | None, error: Exception
+) -> ModelError:
+    """Name the layer, and the operator or what else cannot be traced."""
+    innermost: BaseException = error
+    while innermost.__cause__ is not None:
+        innermost = innermost.__cause__
+    operator = re.search(r"op='([^']+)'", str(innermost))
+    if exported is not None and operator is not None:
+        layer = _layer_with(exported, operator[1])
+        actual = f"the operator {operator[1]}, which has none in ONNX"
+    else:
+        layer = _layer_running(module, error)
+        actual = first_line(innermost)
+        if isinstance(innermost, GuardOnDataDependentSymNode):
+            actual = "a branch that depends on the values in a tensor"
+    return ModelError(
+        f"{type(module).__name__} cannot be exported to ONNX",
+        "layers whose operators torch.onnx translates",
+        f"{actual}{f', in {layer}' if layer else ''}",
+        "Run the checkpoint through PyTorch instead. docs/models.md lists what does not export.",
+    )
+
+
+def _layer_with(exported: torch.export.ExportedProgram, operator: str) -> str:
+    """Return the first layer of a traced module that uses an operator, or nothing."""
+    for node in exported.graph.nodes:
+        stack = node.meta.get("nn_module_stack")
+        if str(node.target).startswith(operator) and stack:
+            return str(list(stack.values())[-1][0]).removeprefix("module.")
+    return ""
+
+
+def _layer_running(module: nn.Module, error: Exception) -> str:
+    """Return the innermost layer of a module that an exception passed through, or nothing."""
+    names = {id(part): name for name, part in module.named_modules()}
+    layer, at = "", error.__traceback__
+    while at is not None:
+        layer = names.get(id(at.tb_frame.f_locals.get("self")), layer)
+        at = at.tb_next
+    return layer
 
 
 def _example(module: Any, layout: CacheLayout, form: str) -> tuple[tuple[Any, ...], Any]:

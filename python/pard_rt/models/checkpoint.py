@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -315,15 +316,24 @@ def load_tokenizer(
             raise remote from error
         if not needed and not _is_damaged(Path(name) / "tokenizer.json"):
             return None
+        lacking = _lacks_sentencepiece(Path(name))
         raise ModelError(
             f"The tokenizer of {name} cannot be read" if has_file else f"{name} has no tokenizer",
             "tokenizer.json beside the weights",
-            first_line(error),
-            "Install what it asks for, or save the tokenizer as a tokenizer.json."
+            lacking or first_line(error),
+            "Install the package it asks for, or save the tokenizer as a tokenizer.json."
             if has_file
             else "Copy the tokenizer's files into the folder.",
         ) from error
     return tokenizer
+
+
+def _lacks_sentencepiece(folder: Path) -> str:
+    """Say what is missing where transformers, failing to convert, asks for tiktoken; or nothing."""
+    models = [file.name for file in folder.glob("*.model")]
+    if not models or (folder / "tokenizer.json").exists() or find_spec("sentencepiece"):
+        return ""
+    return f"{models[0]}, which transformers reads with the package sentencepiece"
 
 
 def _is_damaged(file: Path) -> bool:

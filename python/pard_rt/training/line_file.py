@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from pard_rt.errors import FolderError
 from pard_rt.models.fields import read_json
+from pard_rt.writing import writing
 
 
 class LineFile:
@@ -47,12 +49,10 @@ class LineFile:
 
     def begin(self) -> None:
         """Drop a torn line and write the settings, before the first `append`."""
-        try:
+        with self._writing():
             with self.path.open("ab") as file:
                 file.truncate(self._whole)
             self._settings_file.write_text(json.dumps(self._settings, indent=2) + "\n", "utf-8")
-        except OSError as error:
-            raise self._unwritable(error) from error
 
     def append(self, record: dict[str, Any]) -> None:
         """Write a line, whole before this returns.
@@ -62,11 +62,8 @@ class LineFile:
         FolderError
             It cannot be written.
         """
-        try:
-            with self.path.open("ab") as file:
-                file.write(json.dumps(record).encode() + b"\n")
-        except OSError as error:
-            raise self._unwritable(error) from error
+        with self._writing(), self.path.open("ab") as file:
+            file.write(json.dumps(record).encode() + b"\n")
         self.num_lines += 1
 
     def _check_place(self) -> None:
@@ -74,7 +71,7 @@ class LineFile:
         if self.path.suffix != ".jsonl":
             actual = f"a name that ends in '{self.path.suffix}'"
         elif not folder.is_dir():
-            actual = f"no folder '{folder}'"
+            actual = f"{'a file' if folder.exists() else 'no folder'} '{folder}'"
         elif self.path.is_dir():
             actual = "a folder"
         elif not os.access(self.path if self.path.exists() else folder, os.W_OK):
@@ -99,10 +96,5 @@ class LineFile:
                     "Give the arguments they were made with, or write to another file.",
                 )
 
-    def _unwritable(self, error: OSError) -> FolderError:
-        return FolderError(
-            f"'{self.path}' cannot be written behind line {self.num_lines}",
-            "room on the disk, and rights to write there",
-            str(error),
-            "Make room and start again: it goes on behind the last whole line.",
-        )
+    def _writing(self) -> AbstractContextManager[None]:
+        return writing(self.path, resume="The next run goes on after the last whole line.")

@@ -19,6 +19,9 @@ from torch import Tensor, nn
 from pard_rt.errors import FolderError, first_line
 from pard_rt.training.muon import Muon
 from pard_rt.training.workers import Workers
+from pard_rt.writing import writing
+
+_RESUME = "Training then goes on from its last checkpoint."
 
 # What a step is to cost: step -> losses of the module whose sum that is, made one after the other
 # so that one graph is held at a time. They depend on the step alone, so that a resumed run sees the
@@ -71,20 +74,6 @@ def adamw(module: nn.Module, schedule: Schedule) -> tuple[torch.optim.Optimizer,
             module.parameters(), lr=schedule.other_rate, betas=(0.9, 0.95), weight_decay=0.0
         ),
     )
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turn what goes wrong while a file of the training is written into a FolderError."""
-    try:
-        yield
-    except (OSError, RuntimeError) as error:  # torch.save raises both
-        raise FolderError(
-            f"'{path}' cannot be written",
-            "room on the disk, and rights to write there",
-            first_line(error),
-            "Make room and start again: training goes on from the checkpoint before.",
-        ) from error
 
 
 class Trainer:
@@ -212,7 +201,7 @@ class Trainer:
             "measured": measured,
         }
         unfinished = self.checkpoint.with_suffix(".partial")
-        with writing(self.checkpoint):
+        with writing(self.checkpoint, resume=_RESUME):
             try:
                 torch.save(state, unfinished)
                 os.replace(unfinished, self.checkpoint)
@@ -291,5 +280,8 @@ class Trainer:
             "seconds_per_step": round(seconds, 4),
             **more,
         }
-        with writing(self.history), self.history.open("a", encoding="utf-8") as history:
+        with (
+            writing(self.history, resume=_RESUME),
+            self.history.open("a", encoding="utf-8") as history,
+        ):
             history.write(json.dumps(record) + "\n")

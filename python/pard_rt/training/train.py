@@ -20,15 +20,17 @@ from pard_rt.training.acceptance import Acceptance, MeasuredAcceptance, hold_out
 from pard_rt.training.attention import use_chain_attention
 from pard_rt.training.checkpoint import save_checkpoint
 from pard_rt.training.documents import Document, Epochs, digest_documents, read_documents
-from pard_rt.training.loop import Schedule, Trainer, adamw, writing
+from pard_rt.training.loop import Schedule, Trainer, adamw
 from pard_rt.training.loss import MaskPredictionLoss, by_subtask
 from pard_rt.training.mask_prediction import MaskPrediction
 from pard_rt.training.mask_token import choose_mask_token
 from pard_rt.training.model_card import CURVES, model_card, plot_curves
 from pard_rt.training.workers import join
 from pard_rt.vocabulary import unknown_token
+from pard_rt.writing import require_folder, writing
 
 LOG_EVERY = 20  # steps
+_MAX_LENGTH = 1024  # tokens of a document, where the model and a step have room
 _MADE_WITH = ("pard-rt", "torch", "transformers")
 
 
@@ -70,7 +72,7 @@ def train(
     settings: MaskPrediction | None = None,
     mask_token_id: int | None = None,
     epochs: float = 1.0,
-    max_length: int = 1024,
+    max_length: int | None = None,
     tokens_per_step: int = 4096,
     learning_rate: float = 5e-5,
     seed: int = 0,
@@ -104,7 +106,8 @@ def train(
         How often everything is seen, to a step or so: each lays the documents out anew. More than
         before lengthen a training that is there.
     max_length
-        Tokens of a document that are seen together.
+        Tokens of a document that are seen together; by default 1024, or as many as the model or a
+        step takes where that is fewer.
     tokens_per_step
         Real tokens of a step, in documents that know nothing of each other.
     learning_rate
@@ -149,6 +152,7 @@ def train(
     """
     settings = settings or MaskPrediction()
     output = Path(output)
+    require_folder(output.absolute())
     require_device(device)
     workers, device = join(device)
     if not workers.is_first:
@@ -160,6 +164,9 @@ def train(
         dtype = torch.bfloat16 if narrow else torch.float32
     positions = loaded.facts.max_length
     fits = f"The model has {positions} positions; a step holds at least one whole document."
+    require_range("tokens_per_step", tokens_per_step, 2, 1 << 24)
+    if max_length is None:
+        max_length = min(_MAX_LENGTH, positions, tokens_per_step)
     require_range("max_length", max_length, 2, positions, fits)
     require_range("tokens_per_step", tokens_per_step, max_length, 1 << 24, fits)
     require_range("tokens_per_forward", tokens_per_forward, 1, 1 << 24)

@@ -76,6 +76,11 @@ class Fields {
     return result;
   }
 
+  // False where the key is missing.
+  bool flag(const char* key) const {
+    return has(key) && as<bool>(*object_.find(key), path_of(key), "true or false");
+  }
+
   bool has(const char* key) const { return object_.find(key) != nullptr; }
 
   [[noreturn]] void fail(const std::string& key, const std::string& expected,
@@ -224,6 +229,7 @@ FolderContract parse_pard_contract(std::string_view text, const std::string& fil
   contract.eos_token_ids = fields.tokens("eos_token_ids");
   contract.mask_token_id = fields.token("mask_token_id");
   contract.weights = one_of(fields, "weights", {"fp32", "fp16", "int8", "int4"});
+  contract.requires_own_attention = fields.flag("requires_own_attention");
   if (contract.mask_token_id) {
     check_tokens(fields, "mask_token_id", {&*contract.mask_token_id, 1}, contract.vocab_size);
   }

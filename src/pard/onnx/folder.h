@@ -59,6 +59,9 @@ struct FolderContract {
   std::optional<Token> mask_token_id;
   std::string weights;  // fp32, fp16, int8, int4; empty: unknown
 
+  // ONNX Runtime's own GroupQueryAttention refuses heads of this size; attention_op.h takes them.
+  bool requires_own_attention = false;
+
   bool attention_is_plain = false;  // OnnxFileSummary's; no folder says it
 };
 

@@ -82,6 +82,22 @@ SessionOptions session_options(const FolderContract& contract, const OnnxModelOp
   return session;
 }
 
+// Whether attention runs by this library's kernel. Throws ModelError where it must and does not.
+bool uses_own_attention(const FolderContract& contract, const OnnxModelOptions& options) {
+  const bool own = session_options(contract, options).own_attention;
+  if (contract.requires_own_attention && !own) {
+    throw ModelError(
+        {"The attention of model '" + contract.name + "' runs only in pard-rt's kernel",
+         "provider 'cpu' and own_attention = true",
+         "provider '" + options.session.provider +
+             "' and own_attention = " + (options.own_attention ? "true" : "false"),
+         "ONNX Runtime's GroupQueryAttention refuses heads of this size. Open the "
+         "folder on the CPU, or export the model with: pard-rt export --form "
+         "portable."});
+  }
+  return own;
+}
+
 std::shared_ptr<const Memory> kv_memory(const std::shared_ptr<const OrtLibrary>& library,
                                         const OnnxModelOptions& options) {
   if (options.device_memory.value_or(options.session.provider != "cpu")) {
@@ -101,7 +117,7 @@ OnnxModel::OnnxModel(const std::filesystem::path& folder, const OnnxModelOptions
     : library_(std::move(library)),
       contract_(open_contract(folder, options)),
       provider_(options.session.provider),
-      own_attention_(session_options(contract_, options).own_attention),
+      own_attention_(uses_own_attention(contract_, options)),
       session_(library_, folder / contract_.graph, session_options(contract_, options)),
       types_(check_graph(contract_, session_)),
       static_shapes_(options.static_shapes.value_or(options.session.provider == "migraphx")),
