@@ -79,7 +79,8 @@ void register_onnx(py::module_& module) {
       .def_readonly("vocabulary_id", &FolderContract::vocabulary_id)
       .def_readonly("bos_token_id", &FolderContract::bos_token_id)
       .def_readonly("eos_token_ids", &FolderContract::eos_token_ids)
-      .def_readonly("mask_token_id", &FolderContract::mask_token_id);
+      .def_readonly("mask_token_id", &FolderContract::mask_token_id)
+      .def("check_provider", &check_provider, py::arg("provider"));
   module.def("read_folder", &read_folder, py::arg("folder"),
              "What an ONNX folder says about its model.");
 
