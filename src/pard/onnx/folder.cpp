@@ -331,8 +331,7 @@ FolderContract read_contract(const std::filesystem::path& folder) {
 
 FolderContract read_folder(const std::filesystem::path& folder) {
   FolderContract contract = read_contract(folder);
-  contract.file_summary = check_onnx_file(folder / contract.graph);
-  check_graph(contract);
+  check_graph(contract, folder);
   return contract;
 }
 

@@ -160,7 +160,16 @@ ort::ElementType element_type(DType dtype) {
   return dtype == DType::f32 ? ort::ElementType::f32 : ort::ElementType::f16;
 }
 
-void check_graph(FolderContract& contract) {
+void check_graph(FolderContract& contract, const std::filesystem::path& folder) {
+  const std::filesystem::path file = folder / contract.graph;
+  std::error_code error;
+  if (contract.from_builder && !std::filesystem::exists(file, error)) {
+    throw FolderError(
+        {"The graph of '" + contract.file + "' is missing (config_only=true writes none)",
+         "a graph in the file '" + file.string() + "'", "no such file",
+         "Copy it into the folder, or build the folder again without config_only."});
+  }
+  contract.file_summary = check_onnx_file(file);
   const Checker checker(contract);
   const GraphNames& names = contract.names;
   const auto& inputs = contract.file_summary.inputs;
