@@ -11,6 +11,7 @@ import io
 import json
 import logging
 import shutil
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -83,7 +84,13 @@ class Builder:
         checkpoint = self.models.checkpoint(what.architecture, seed=SEED, **what.sizes)
         cache = str(self.models.root / "cache")
         arguments = ("", str(checkpoint), str(folder), what.precision, what.provider, cache)
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        said = io.StringIO()
+        with (
+            contextlib.redirect_stdout(said),
+            contextlib.redirect_stderr(said),
+            warnings.catch_warnings(),
+        ):
+            warnings.simplefilter("ignore")
             options = builder.parse_extra_options(*arguments, list(what.options))
             builder.create_model(*arguments, **options)
         return folder
@@ -216,16 +223,6 @@ def test_speculation_gives_the_text_of_plain_decoding(built: Builder, what: Buil
         assert decode(target, draft, k) == plain
 
 
-@pytest.mark.parametrize("what", [what for _, what in RUN], ids=str)
-def test_folders_of_both_programs_draft_for_each_other(
-    built: Builder, tiny_models: TinyModels, what: Build
-) -> None:
-    folder, own = built(what), tiny_models.folder("llama", "gqa", seed=SEED)
-    target, own_target = (pard_rt.OnnxModel(path, threads=1) for path in (folder, own))
-    assert decode(target, open_draft(own), 4) == decode(target)
-    assert decode(own_target, open_draft(folder), 4) == decode(own_target)
-
-
 FULL = "the model stays the same"
 REFUSED = [
     (build("llama", "fp32", "cpu", "exclude_embeds=true"), "exclude_embeds=true", FULL),
@@ -325,7 +322,7 @@ def test_layouts_of_other_devices_are_refused_by_name(
 
 def test_windows_may_be_longer_than_the_texts(built: Builder, tmp_path: Path) -> None:
     """A cache that may drop rows must hold a window, even where no text is that long."""
-    folder = built(build("gemma2", "fp32", "cpu"))
+    folder = built(build("qwen2_window", "fp32", "cpu"))
     plain = decode(pard_rt.OnnxModel(folder, threads=1))
     wide = tmp_path / "wide"
     shutil.copytree(folder, wide)
