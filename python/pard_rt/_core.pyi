@@ -619,7 +619,7 @@ class FolderContract:
 
     @property
     def weights(self) -> str:
-        """'fp32', 'fp16', 'int8' or 'int4'; empty where the folder does not say."""
+        """'fp32', 'fp16', 'int8' or 'int4'."""
 
     @property
     def num_layers(self) -> int: ...
@@ -649,13 +649,23 @@ class FolderContract:
     def requires_own_attention(self) -> bool:
         """Whether ONNX Runtime's own attention cannot run it: pard-rt's on the CPU can."""
 
+    def check_provider(self, provider: str) -> None:
+        """Refuse a provider that cannot run the graph although others can.
+
+        Raises
+        ------
+        FolderError
+            It is one; the error names the builder's option.
+        """
+
 def read_folder(folder: str | PathLike[str]) -> FolderContract:
-    """Read what an ONNX folder says about its model, without opening the graph.
+    """Read what an ONNX folder says about its model, without loading weights.
 
     Raises
     ------
     FolderError
-        The folder or its contract is missing, or not one.
+        A file is missing or damaged, or the graph is not as the contract says; for a folder of
+        onnxruntime-genai's model builder, the error names the option that made it so.
     """
 
 @final

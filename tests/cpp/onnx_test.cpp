@@ -128,6 +128,22 @@ TEST_CASE("folder: an error names file, key, expected and actual") {
                  "decoder-only"));
 }
 
+TEST_CASE("folder: a builder's folder of another layout is refused by the entry's name") {
+  const auto error = [](const std::string& entry) {
+    const std::string text = "{\"model\": {\"decoder\": {" + entry + "}}}";
+    return message_of<FolderError>([&] { parse_builder_contract(text, "f"); });
+  };
+  CHECK(mentions(error("\"pipeline\": []"), "model.decoder.pipeline"));
+  CHECK(mentions(error("\"sliding_window\": {\"slide_inputs\": false}"), "slide_key_value_cache"));
+  CHECK(mentions(error("\"sliding_window\": {\"slide_key_value_cache\": false}"), "slide_inputs"));
+  const std::string still =
+      "\"sliding_window\": {\"slide_key_value_cache\": false, \"slide_inputs\": false}";
+  CHECK(mentions(error(still), "model.decoder.filename"));  // the next that is missing
+  CHECK(mentions(message_of<FolderError>(
+                     [] { parse_builder_contract("{\"model\": {\"vision\": {}}}", "f"); }),
+                 "model.vision"));
+}
+
 TEST_CASE("folder: missing, empty, not ours") {
   const Scratch scratch;
   CHECK(mentions(message_of<FolderError>([&] { read_folder(scratch.path() / "none"); }),
@@ -178,6 +194,16 @@ TEST_CASE("onnx file: attention is plain where a node asks for nothing else") {
   const std::string branch = message(5, message(1, "then_branch") + message(6, in_graph(attends)));
   CHECK_FALSE(node_is_plain(message(4, "If") + branch));
   CHECK_FALSE(is_plain(message(25, message(7, attends)) + message(7, "")));
+
+  const auto windowed = [&](int drops) {
+    return summarize_onnx(message(7, in_graph(attends + attribute("local_window_size", 8) +
+                                              attribute("sliding_window_cache", drops))),
+                          "f")
+        .dropping_window;
+  };
+  CHECK(windowed(0) == 0);
+  CHECK(windowed(1) == 8);
+
   std::string deep = attends;
   while (deep.size() < 100) {
     deep = message(4, "If") + message(5, message(6, in_graph(deep)));

@@ -12,7 +12,7 @@ from typing import Any
 from pard_rt._core import onnxruntime_providers, read_folder
 from pard_rt.cli.output import format_bytes, paint, print_error, print_field, progress
 from pard_rt.cli.providers import PROVIDERS, Trial, try_provider
-from pard_rt.errors import Error, RuntimeMissingError
+from pard_rt.errors import Error, FolderError, RuntimeMissingError
 from pard_rt.migraphx import describe
 from pard_rt.models.facts import read_mask_token
 from pard_rt.models.fields import Fields, read_json
@@ -78,7 +78,7 @@ def _print_onnx_folder(path: Path) -> None:
     _print_facts(
         ("name", contract.name),
         ("form", contract.form),
-        ("weights", contract.weights or "the folder does not say"),
+        ("weights", contract.weights),
         (
             "layers",
             f"{contract.num_layers}, each with {contract.num_kv_heads} KV heads of "
@@ -92,6 +92,11 @@ def _print_onnx_folder(path: Path) -> None:
     )
     if contract.form == "portable":
         _print_facts(("migraphx", describe(path)))
+    for provider in ("cpu", "cuda"):
+        try:
+            contract.check_provider(provider)
+        except FolderError as error:
+            _print_facts((provider, f"cannot run it: {error.problem}\n{error.remedy}"))
 
 
 def _print_hugging_face(path: Path) -> None:

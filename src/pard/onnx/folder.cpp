@@ -7,6 +7,7 @@
 #include <system_error>
 #include <utility>
 
+#include "graph_check.h"
 #include "json.h"
 #include "pard/error.h"
 
@@ -76,12 +77,14 @@ class Fields {
     return result;
   }
 
-  // False where the key is missing.
-  bool flag(const char* key) const {
-    return has(key) && as<bool>(*object_.find(key), path_of(key), "true or false");
+  bool boolean(const char* key, bool otherwise) const {
+    return has(key) ? as<bool>(required(key, "true or false"), path_of(key), "true or false")
+                    : otherwise;
   }
 
   bool has(const char* key) const { return object_.find(key) != nullptr; }
+
+  std::string described() const { return "'" + file_ + "'"; }
 
   [[noreturn]] void fail(const std::string& key, const std::string& expected,
                          const std::string& actual) const {
@@ -229,7 +232,7 @@ FolderContract parse_pard_contract(std::string_view text, const std::string& fil
   contract.eos_token_ids = fields.tokens("eos_token_ids");
   contract.mask_token_id = fields.token("mask_token_id");
   contract.weights = one_of(fields, "weights", {"fp32", "fp16", "int8", "int4"});
-  contract.requires_own_attention = fields.flag("requires_own_attention");
+  contract.requires_own_attention = fields.boolean("requires_own_attention", false);
   if (contract.mask_token_id) {
     check_tokens(fields, "mask_token_id", {&*contract.mask_token_id, 1}, contract.vocab_size);
   }
@@ -237,18 +240,42 @@ FolderContract parse_pard_contract(std::string_view text, const std::string& fil
   return contract;
 }
 
-FolderContract parse_builder_contract(std::string_view text, const std::string& file) {
-  const json::Value document = parse_json(text, file);
-  const Fields model = Fields(document, "", file, build_again).object("model");
+// Parts of genai_config.json that speak of more than one graph, or of one that moves its own cache.
+void refuse_other_layouts(const Fields& model) {
+  const char* another = "Run it with onnxruntime-genai.";
+  for (const char* part : {"encoder", "vision", "speech", "embedding"}) {
+    if (model.has(part)) {
+      throw FolderError({model.described() + " describes a model of several graphs",
+                         "a language model whose only graph is model.decoder",
+                         "model." + std::string(part), another});
+    }
+  }
   if (!model.has("decoder")) {
     model.fail("model.decoder", "a decoder-only language model", "nothing");
   }
   const Fields decoder = model.object("decoder");
-  if (decoder.has("sliding_window")) {
-    throw FolderError({"'" + file + "' keeps a rolling window of keys and values",
-                       "a cache that can be rewound", "model.decoder.sliding_window",
-                       "Build the folder again with windowed_kv_cache=0."});
+  if (decoder.has("pipeline")) {
+    throw FolderError({model.described() + " cuts the decoder into several graphs",
+                       "one graph, in model.decoder.filename", "model.decoder.pipeline",
+                       "Build the model with onnxruntime-genai's builder for cpu or cuda, which "
+                       "writes one graph."});
   }
+  if (!decoder.has("sliding_window")) return;
+  const Fields window = decoder.object("sliding_window");
+  for (const char* key : {"slide_key_value_cache", "slide_inputs"}) {
+    if (window.boolean(key, true)) {  // as onnxruntime-genai reads it
+      throw FolderError({model.described() + " lets the runtime move keys and values along",
+                         "keys and values that stay where they are, so that they can be rewound",
+                         window.path_of(key) + " = true", another});
+    }
+  }
+}
+
+FolderContract parse_builder_contract(std::string_view text, const std::string& file) {
+  const json::Value document = parse_json(text, file);
+  const Fields model = Fields(document, "", file, build_again).object("model");
+  refuse_other_layouts(model);
+  const Fields decoder = model.object("decoder");
   FolderContract contract;
   contract.file = file;
   contract.name = model.has("type") ? model.string("type") : "decoder";
@@ -268,8 +295,8 @@ FolderContract parse_builder_contract(std::string_view text, const std::string& 
   const Fields inputs = decoder.object("inputs");
   const Fields outputs = decoder.object("outputs");
   GraphNames& names = contract.names;
-  names.input_ids = inputs.string("input_ids");
-  names.attention_mask = inputs.string("attention_mask");
+  names.input_ids = name(inputs, "input_ids", "input_ids");
+  names.attention_mask = name(inputs, "attention_mask", "attention_mask");
   names.position_ids = name(inputs, "position_ids", "");
   names.past_key = name(inputs, "past_key_names", "past_key_values.%d.key");
   names.past_value = name(inputs, "past_value_names", "past_key_values.%d.value");
@@ -279,7 +306,9 @@ FolderContract parse_builder_contract(std::string_view text, const std::string& 
   return contract;
 }
 
-FolderContract read_folder(const std::filesystem::path& folder) {
+namespace {
+
+FolderContract read_contract(const std::filesystem::path& folder) {
   std::error_code error;
   if (!std::filesystem::is_directory(folder, error)) {
     throw FolderError({"A model folder is missing", "a directory '" + folder.string() + "'",
@@ -296,6 +325,14 @@ FolderContract read_folder(const std::filesystem::path& folder) {
   throw FolderError({"'" + folder.string() + "' is no ONNX folder",
                      "a file pard_rt.json or genai_config.json", "neither",
                      "Write one with: pard-rt export."});
+}
+
+}  // namespace
+
+FolderContract read_folder(const std::filesystem::path& folder) {
+  FolderContract contract = read_contract(folder);
+  check_graph(contract, folder);
+  return contract;
 }
 
 std::shared_ptr<const TokenBytes> read_token_bytes(const std::filesystem::path& folder,

@@ -8,6 +8,7 @@
 #include <string_view>
 #include <vector>
 
+#include "onnx_file.h"
 #include "pard/logits.h"
 #include "pard/token_bytes.h"
 #include "pard/types.h"
@@ -51,8 +52,8 @@ struct FolderContract {
   std::int64_t head_dim = 0;
   std::int64_t vocab_size = 0;
   std::int64_t max_length = 0;
-  std::optional<DType> kv_dtype;      // absent: the graph's own
-  std::optional<DType> logits_dtype;  // absent: the graph's own
+  std::optional<DType> kv_dtype;      // absent: the graph's own, which check_graph fills in
+  std::optional<DType> logits_dtype;  // the same
   std::optional<std::int64_t> num_tokens;
   std::optional<Token> bos_token_id;
   std::vector<Token> eos_token_ids;
@@ -62,7 +63,7 @@ struct FolderContract {
   // ONNX Runtime's own GroupQueryAttention refuses heads of this size; attention_op.h takes them.
   bool requires_own_attention = false;
 
-  bool attention_is_plain = false;  // OnnxFileSummary's; no folder says it
+  OnnxFileSummary file_summary;  // of the graph
 };
 
 // The contents of a folder's file. Throws FolderError where it is missing or larger.
@@ -73,7 +74,8 @@ std::string read_file(const std::filesystem::path& path, std::uintmax_t max_mib)
 FolderContract parse_pard_contract(std::string_view text, const std::string& file);
 FolderContract parse_builder_contract(std::string_view text, const std::string& file);
 
-// Reads whichever of the two a folder has; pard_rt.json where it has both. Throws FolderError.
+// Reads whichever of the two a folder has, pard_rt.json where it has both, and compares the graph
+// with it: graph_check.h. Throws FolderError.
 FolderContract read_folder(const std::filesystem::path& folder);
 
 // Reads a folder's token_bytes.bin; null if it has none, like folders of onnxruntime-genai's

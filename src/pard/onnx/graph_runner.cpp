@@ -38,6 +38,7 @@ GraphRunner::GraphRunner(const Session& session, const FolderContract& contract,
                 contract.form == GraphForm::gqa ? KvLayout::heads_first : KvLayout::rows_first},
       vocab_size_(contract.vocab_size),
       max_length_(contract.max_length),
+      least_rows_(contract.file_summary.dropping_window),
       static_past_(static_past && contract.form == GraphForm::portable),
       host_(session.library()),
       kv_memory_(std::move(memory)) {
@@ -113,7 +114,9 @@ SequenceCache GraphRunner::make_cache() const {
   const std::int64_t max_rows = 2 * past_rows(max_length_);
   // Masked rows of a past are read, and NaN would come through a mask.
   const bool zeroed = static_past_;
-  return {KvBuffer(kv_shape_, static_past_ ? max_rows : max_length_, zeroed, kv_memory_), {}};
+  return {KvBuffer(kv_shape_, static_past_ ? max_rows : std::max(max_length_, least_rows_), zeroed,
+                   kv_memory_),
+          {}};
 }
 
 std::int64_t GraphRunner::past_rows(std::int64_t past_length) const {
@@ -126,7 +129,7 @@ std::int64_t GraphRunner::past_rows(std::int64_t past_length) const {
 
 void GraphRunner::run(SequenceCache& cache, const GraphRun& run) {
   const std::int64_t past = past_rows(run.past_length);
-  const std::int64_t needed = std::max(run.past_length + run.num_rows(), past);
+  const std::int64_t needed = std::max({run.past_length + run.num_rows(), past, least_rows_});
   if (cache.buffer.reserve(needed)) {
     cache.tensors.clear();
   }

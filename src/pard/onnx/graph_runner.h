@@ -86,6 +86,7 @@ class GraphRunner {
   KvShape kv_shape_;
   std::int64_t vocab_size_;
   std::int64_t max_length_;
+  std::int64_t least_rows_;  // a cache that may drop rows must hold a window, and then keeps all
   bool static_past_;
   std::set<std::array<std::int64_t, 3>> shapes_;  // past, rows and logits; where they are few
   HostMemory host_;

@@ -17,6 +17,8 @@ namespace pard {
 
 namespace {
 
+constexpr std::size_t norm_input = 14;  // of GroupQueryAttention, where it has one
+
 // The fields of one protobuf message.
 class Message {
  public:
@@ -129,10 +131,12 @@ std::uint64_t to_number(std::string_view text) {
   return value;
 }
 
-// TensorProto: external_data = 13, each a key = 1 and a value = 2.
-void summarize_tensor(Message tensor, OnnxFileSummary& summary) {
+// TensorProto: name = 8, external_data = 13, each a key = 1 and a value = 2. Returns the name.
+std::string_view summarize_tensor(Message tensor, OnnxFileSummary& summary) {
+  std::string_view name;
   std::map<std::string_view, std::string_view> external;
   while (const auto field = tensor.next()) {
+    if (field->number == 8 && field->bytes) name = *field->bytes;
     if (field->number != 13 || !field->bytes) {
       continue;
     }
@@ -151,10 +155,17 @@ void summarize_tensor(Message tensor, OnnxFileSummary& summary) {
     const std::uint64_t length = to_number(external["length"]);
     needed = std::max(needed, begin + std::min(length, ~begin));
   }
+  return name;
 }
 
+struct Attribute {
+  std::string_view name;
+  std::int64_t value = 0;  // or the bits of a float
+  std::string_view text;
+};
+
 // Whether an attribute of GroupQueryAttention asks for nothing that attention_op.h lacks.
-bool is_plain(std::string_view name, std::uint64_t value, std::string_view text) {
+bool is_plain(const Attribute& attribute) {
   constexpr std::array<std::string_view, 6> any = {
       "num_heads", "kv_num_heads", "scale", "softcap", "do_rotary", "rotary_interleaved"};
   constexpr std::array<std::string_view, 2> on = {"causal", "unidirectional"};
@@ -162,31 +173,30 @@ bool is_plain(std::string_view name, std::uint64_t value, std::string_view text)
       "local_window_size", "smooth_softmax", "sliding_window_cache", "qk_output",
       "k_quant_type",      "v_quant_type",   "kv_cache_bit_width"};
   const auto holds = [&](const auto& names) {
-    return std::find(names.begin(), names.end(), name) != names.end();
+    return std::find(names.begin(), names.end(), attribute.name) != names.end();
   };
-  const bool is_off = (value == 0 || ~value == 0) && (text.empty() || text == "NONE");  // 0 or -1
-  return holds(any) || (holds(on) && value == 1) || (holds(off) && is_off);
+  const bool is_off = (attribute.value == 0 || attribute.value == -1) &&
+                      (attribute.text.empty() || attribute.text == "NONE");
+  return holds(any) || (holds(on) && attribute.value == 1) || (holds(off) && is_off);
 }
 
 void summarize_graph(Message graph, OnnxFileSummary& summary, int depth);
 
-// AttributeProto: name = 1, f = 2, i = 3, s = 4, g = 6, graphs = 11. Says whether it is plain.
-bool summarize_attribute(Message attribute, OnnxFileSummary& summary, int depth) {
-  std::string_view name;
-  std::string_view text;
-  std::uint64_t value = 0;
-  while (const auto field = attribute.next()) {
+// AttributeProto: name = 1, f = 2, i = 3, s = 4, g = 6, graphs = 11.
+Attribute read_attribute(Message message, OnnxFileSummary& summary, int depth) {
+  Attribute attribute;
+  while (const auto field = message.next()) {
     if (field->number == 1 && field->bytes) {
-      name = *field->bytes;
+      attribute.name = *field->bytes;
     } else if (field->number == 4 && field->bytes) {
-      text = *field->bytes;
+      attribute.text = *field->bytes;
     } else if ((field->number == 2 || field->number == 3) && !field->bytes) {
-      value = field->value;
+      attribute.value = static_cast<std::int64_t>(field->value);
     } else if ((field->number == 6 || field->number == 11) && field->bytes) {
-      summarize_graph(attribute.inside(*field), summary, depth + 1);
+      summarize_graph(message.inside(*field), summary, depth + 1);
     }
   }
-  return is_plain(name, value, text);
+  return attribute;
 }
 
 // NodeProto: input = 1, output = 2, op_type = 4, attribute = 5. `depth`: graphs it lies inside.
@@ -195,6 +205,7 @@ void summarize_node(Message node, OnnxFileSummary& summary, int depth) {
   std::array<std::size_t, 2> counts{};
   std::array<std::size_t, 2> given{};  // inputs and outputs, up to the last that has a name
   bool plain = depth == 0;
+  std::map<std::string_view, std::int64_t> values;
   while (const auto part = node.next()) {
     if (!part->bytes) continue;
     if (part->number == 1 || part->number == 2) {
@@ -204,50 +215,88 @@ void summarize_node(Message node, OnnxFileSummary& summary, int depth) {
     } else if (part->number == 4) {
       op_type = *part->bytes;
     } else if (part->number == 5) {
-      plain = summarize_attribute(node.inside(*part), summary, depth) && plain;
+      const Attribute attribute = read_attribute(node.inside(*part), summary, depth);
+      plain = is_plain(attribute) && plain;
+      values[attribute.name] = attribute.value;
     }
   }
   if (depth == 0) summary.op_types.emplace(op_type);
-  if (op_type == "GroupQueryAttention" &&
-      !(plain && given[0] <= attention_op_inputs && given[1] <= attention_op_outputs)) {
-    summary.attention_is_plain = false;
+  if (op_type == "GroupQueryAttention") {
+    summary.attention_is_plain &=
+        plain && given[0] <= attention_op_inputs && given[1] <= attention_op_outputs;
+    summary.attention_normalizes |= given[0] > norm_input;
+    if (values["sliding_window_cache"] != 0) {
+      summary.dropping_window = std::max(summary.dropping_window, values["local_window_size"]);
+    }
+  } else if (op_type == "MatMulNBits" || op_type == "QMoE") {
+    const char* bits = op_type == "QMoE" ? "expert_weight_bits" : "bits";
+    summary.weight_bits.insert(values.contains(bits) ? values[bits] : 4);
+    summary.weights_are_prepacked |=
+        values["weight_prepacked"] > 0 || values["weights_prepacked"] > 0;
   }
 }
 
-// ValueInfoProto: type = 2; TypeProto: tensor_type = 1; its elem_type = 1. A graph's keys and
-// values are among its inputs: where one is of another floating-point type, they are.
-void summarize_input(Message input, OnnxFileSummary& summary) {
-  while (const auto type = input.next()) {
-    if (type->number != 2 || !type->bytes) continue;
-    Message inside = input.inside(*type);
-    while (const auto tensor = inside.next()) {
-      if (tensor->number != 1 || !tensor->bytes) continue;
-      Message fields = inside.inside(*tensor);
+// ValueInfoProto: name = 1, type = 2; TypeProto: tensor_type = 1; its elem_type = 1, shape = 2;
+// TensorShapeProto: dim = 1; its dim_value = 1.
+TensorSpec read_value_info(Message value) {
+  TensorSpec spec;
+  const auto read_shape = [](Message shape) {
+    std::vector<std::int64_t> sizes;
+    while (const auto dimension = shape.next()) {
+      if (dimension->number != 1 || !dimension->bytes) continue;
+      sizes.push_back(-1);
+      Message fields = shape.inside(*dimension);
       while (const auto field = fields.next()) {
-        if (field->number != 1 || field->bytes) continue;
-        const auto element = static_cast<ort::ElementType>(field->value);
-        using enum ort::ElementType;
-        if (element != f32 && element != i32 && element != i64) summary.attention_is_plain = false;
+        if (field->number == 1 && !field->bytes) {
+          sizes.back() = static_cast<std::int64_t>(field->value);
+        }
+      }
+    }
+    return sizes;
+  };
+  const auto read_tensor = [&](Message tensor) {
+    while (const auto field = tensor.next()) {
+      if (field->number == 1 && !field->bytes) {
+        spec.type = static_cast<ort::ElementType>(field->value);
+      } else if (field->number == 2 && field->bytes) {
+        spec.shape = read_shape(tensor.inside(*field));
+      }
+    }
+  };
+  while (const auto field = value.next()) {
+    if (field->number == 1 && field->bytes) {
+      spec.name = *field->bytes;
+    } else if (field->number == 2 && field->bytes) {
+      Message type = value.inside(*field);
+      while (const auto tensor = type.next()) {
+        if (tensor->number == 1 && tensor->bytes) read_tensor(type.inside(*tensor));
       }
     }
   }
+  return spec;
 }
 
-// GraphProto: node = 1, initializer = 5, input = 11.
+// GraphProto: node = 1, initializer = 5, input = 11, output = 12.
 void summarize_graph(Message graph, OnnxFileSummary& summary, int depth) {
   if (depth > 32) graph.fail();
+  std::set<std::string_view> weights;  // old files list them as inputs too
   while (const auto field = graph.next()) {
     if (!field->bytes) {
       continue;
     }
     if (field->number == 5) {
-      summarize_tensor(graph.inside(*field), summary);
+      weights.insert(summarize_tensor(graph.inside(*field), summary));
     } else if (field->number == 1) {
       summarize_node(graph.inside(*field), summary, depth);
     } else if (field->number == 11 && depth == 0) {
-      summarize_input(graph.inside(*field), summary);
+      summary.inputs.push_back(read_value_info(graph.inside(*field)));
+    } else if (field->number == 12 && depth == 0) {
+      summary.outputs.push_back(read_value_info(graph.inside(*field)));
     }
   }
+  if (depth > 0) return;
+  std::erase_if(summary.inputs,
+                [&](const TensorSpec& input) { return weights.contains(input.name); });
 }
 
 // FunctionProto: node = 7.
@@ -277,6 +326,11 @@ OnnxFileSummary summarize_onnx(std::string_view bytes, const std::string& file) 
   }
   if (!has_graph) {
     model.fail();
+  }
+  // Keys and values are among the inputs: where one is of another floating-point type, they are.
+  for (const TensorSpec& input : summary.inputs) {
+    using enum ort::ElementType;
+    summary.attention_is_plain &= input.type == f32 || input.type == i32 || input.type == i64;
   }
   return summary;
 }

@@ -6,16 +6,30 @@
 #include <set>
 #include <string>
 #include <string_view>
+#include <vector>
+
+#include "session.h"
 
 namespace pard {
 
 // What can be told about a .onnx file without loading its weights.
 struct OnnxFileSummary {
+  std::vector<TensorSpec> inputs;
+  std::vector<TensorSpec> outputs;
   std::set<std::string> op_types;  // of the graph's own nodes; subgraphs are not entered
 
   // Whether every GroupQueryAttention is what attention_op.h computes: causal, over float32 keys
   // and values, without masks, windows, sinks or quantized caches; and none lies in a subgraph.
   bool attention_is_plain = true;
+
+  // Whether a GroupQueryAttention normalizes queries and keys itself.
+  bool attention_normalizes = false;
+
+  // The widest window of those that may drop keys and values in front of it; 0: none does.
+  std::int64_t dropping_window = 0;
+
+  std::set<std::int64_t> weight_bits;  // of MatMulNBits and QMoE
+  bool weights_are_prepacked = false;  // for a GPU's kernels: other kernels read them as garbage
 
   // Files with weights that lie beside the graph, and the bytes each must have at least.
   std::map<std::string, std::uint64_t> external_data;

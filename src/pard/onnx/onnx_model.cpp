@@ -8,7 +8,6 @@
 
 #include "attention_kernel.h"
 #include "device_memory.h"
-#include "onnx_file.h"
 #include "pard/choose.h"
 #include "pard/error.h"
 
@@ -29,17 +28,11 @@ constexpr double quantized_difference = 0.2;
 constexpr double no_difference_f32 = 1e-5;
 constexpr double no_difference_f16 = 4e-3;
 
-bool contains_any(const std::set<std::string>& op_types,
-                  std::initializer_list<const char*> wanted) {
-  return std::any_of(wanted.begin(), wanted.end(),
-                     [&](const char* op) { return op_types.contains(op); });
-}
-
 FolderContract open_contract(const std::filesystem::path& folder, const OnnxModelOptions& options) {
   FolderContract contract = read_folder(folder);
-  const OnnxFileSummary summary = check_onnx_file(folder / contract.graph);
+  check_provider(contract, options.session.provider);
   for (const char* op : {"DynamicQuantizeLinear", "DynamicQuantizeMatMul"}) {
-    if (options.is_target && summary.op_types.contains(op)) {
+    if (options.is_target && contract.file_summary.op_types.contains(op)) {
       throw ModelError({"Model '" + contract.name + "' cannot be a target",
                         "rows that do not depend on the tokens behind them",
                         "dynamic quantization (" + std::string(op) +
@@ -47,12 +40,6 @@ FolderContract open_contract(const std::filesystem::path& folder, const OnnxMode
                         "Quantize the weights alone: int4 or int8."});
     }
   }
-  if (contract.weights.empty() &&
-      contains_any(summary.op_types, {"MatMulNBits", "MatMulInteger", "QMoE"})) {
-    contract.weights = "int4";
-  }
-  contract.attention_is_plain =
-      summary.attention_is_plain && summary.op_types.contains("GroupQueryAttention");
   if (options.max_length) {
     if (*options.max_length < 2 || *options.max_length > contract.max_length) {
       throw InvalidArgument(
@@ -76,9 +63,9 @@ SessionOptions session_options(const FolderContract& contract, const OnnxModelOp
   session.dequantize_weights |= options.exact && options.is_target && session.provider == "cpu" &&
                                 contract.form == GraphForm::portable &&
                                 has_integer_weights(contract);
-  session.own_attention = options.own_attention && session.provider == "cpu" &&
-                          contract.form == GraphForm::gqa && contract.attention_is_plain &&
-                          contract.head_dim <= AttentionRows::max_head_dim;
+  session.own_attention =
+      options.own_attention && session.provider == "cpu" && contract.form == GraphForm::gqa &&
+      contract.file_summary.attention_is_plain && contract.head_dim <= AttentionRows::max_head_dim;
   return session;
 }
 
@@ -119,7 +106,7 @@ OnnxModel::OnnxModel(const std::filesystem::path& folder, const OnnxModelOptions
       provider_(options.session.provider),
       own_attention_(uses_own_attention(contract_, options)),
       session_(library_, folder / contract_.graph, session_options(contract_, options)),
-      types_(check_graph(contract_, session_)),
+      types_{*contract_.kv_dtype, *contract_.logits_dtype},
       static_shapes_(options.static_shapes.value_or(options.session.provider == "migraphx")),
       is_target_(options.is_target),
       integer_kernels_(has_integer_weights(contract_) &&

@@ -25,10 +25,9 @@ struct Session;
 struct SessionOptions;
 struct Status;
 struct TensorInfo;
-struct TypeInfo;
 struct Value;
 
-enum class ElementType : int { f32 = 1, u8 = 2, i32 = 6, i64 = 7, f16 = 10 };
+enum class ElementType : int { f32 = 1, u8 = 2, i8 = 3, i32 = 6, i64 = 7, f16 = 10, bf16 = 16 };
 enum class ErrorCode : int { runtime_exception = 6 };
 enum class LogLevel : int { fatal = 4 };
 
@@ -48,18 +47,10 @@ struct Api {
   Status* (*create_custom_op_domain)(const char* name, CustomOpDomain**);
   Status* (*add_to_custom_op_domain)(CustomOpDomain*, const CustomOp*);
   Status* (*add_custom_op_domain)(SessionOptions*, CustomOpDomain*);
-  Status* (*get_input_count)(const Session*, std::size_t*);
-  Status* (*get_output_count)(const Session*, std::size_t*);
-  Status* (*get_input_type_info)(const Session*, std::size_t, TypeInfo**);
-  Status* (*get_output_type_info)(const Session*, std::size_t, TypeInfo**);
-  Status* (*get_input_name)(const Session*, std::size_t, Allocator*, char**);
-  Status* (*get_output_name)(const Session*, std::size_t, Allocator*, char**);
   Status* (*create_tensor_with_data)(const MemoryInfo*, void*, std::size_t bytes,
                                      const std::int64_t* shape, std::size_t rank, ElementType,
                                      Value**);
   Status* (*get_tensor_data)(Value*, void**);
-  Status* (*cast_type_info_to_tensor_info)(const TypeInfo*, const TensorInfo**);
-  Status* (*get_element_type)(const TensorInfo*, ElementType*);
   Status* (*get_dimensions_count)(const TensorInfo*, std::size_t*);
   Status* (*get_dimensions)(const TensorInfo*, std::int64_t*, std::size_t);
   Status* (*get_tensor_info)(const Value*, TensorInfo**);
@@ -67,7 +58,6 @@ struct Api {
                                 MemoryInfo**);
   Status* (*allocator_alloc)(Allocator*, std::size_t, void**);
   Status* (*allocator_free)(Allocator*, void*);
-  Status* (*get_default_allocator)(Allocator**);
   Status* (*get_float_attribute)(const KernelInfo*, const char* name, float*);
   Status* (*get_int_attribute)(const KernelInfo*, const char* name, std::int64_t*);
   Status* (*get_kernel_input)(const KernelContext*, std::size_t, const Value**);
@@ -78,7 +68,6 @@ struct Api {
   void (*release_memory_info)(MemoryInfo*);
   void (*release_session)(Session*);
   void (*release_value)(Value*);
-  void (*release_type_info)(TypeInfo*);
   void (*release_tensor_info)(TensorInfo*);
   void (*release_session_options)(SessionOptions*);
   void (*release_custom_op_domain)(CustomOpDomain*);

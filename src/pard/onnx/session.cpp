@@ -106,8 +106,6 @@ void Session::open(const SessionOptions& options, const std::string& what, const
   // The library outlives its session, and so do operators.
   session_ = {session,
               [kept = library_, own_ops](ort::Session* s) { kept->api().release_session(s); }};
-  inputs_ = describe(true);
-  outputs_ = describe(false);
 }
 
 void Session::append_provider(ort::SessionOptions* session_options,
@@ -145,40 +143,6 @@ void Session::append_provider(ort::SessionOptions* session_options,
   }
 }
 
-std::vector<TensorSpec> Session::describe(bool of_inputs) const {
-  const ort::Api& api = library_->api();
-  const auto check = [&](ort::Status* status) { library_->check(status, "describe the graph"); };
-  const ort::Session* session = session_.get();
-  ort::Allocator* allocator = nullptr;
-  check(api.get_default_allocator(&allocator));
-  std::size_t count = 0;
-  check((of_inputs ? api.get_input_count : api.get_output_count)(session, &count));
-
-  std::vector<TensorSpec> specs(count);
-  for (std::size_t i = 0; i < count; ++i) {
-    TensorSpec& spec = specs[i];
-    char* name = nullptr;
-    check((of_inputs ? api.get_input_name : api.get_output_name)(session, i, allocator, &name));
-    spec.name = name;
-    check(api.allocator_free(allocator, name));
-
-    ort::TypeInfo* raw = nullptr;
-    check((of_inputs ? api.get_input_type_info : api.get_output_type_info)(session, i, &raw));
-    const ort::Handle<ort::TypeInfo> type(raw, api.release_type_info);
-    const ort::TensorInfo* tensor = nullptr;
-    check(api.cast_type_info_to_tensor_info(raw, &tensor));
-    if (tensor == nullptr) {  // a sequence, a map: no contract has one
-      continue;
-    }
-    std::size_t rank = 0;
-    check(api.get_element_type(tensor, &spec.type));
-    check(api.get_dimensions_count(tensor, &rank));
-    spec.shape.resize(rank);
-    check(api.get_dimensions(tensor, spec.shape.data(), rank));
-  }
-  return specs;
-}
-
 ort::Handle<ort::Value> Session::tensor(const Memory& memory, void* data, ort::ElementType type,
                                         std::span<const std::int64_t> shape) const {
   std::size_t bytes = size_of(type);
@@ -206,8 +170,10 @@ void Session::run(std::span<const char* const> input_names,
 std::size_t size_of(ort::ElementType type) {
   switch (type) {
     case ort::ElementType::u8:
+    case ort::ElementType::i8:
       return 1;
     case ort::ElementType::f16:
+    case ort::ElementType::bf16:
       return 2;
     case ort::ElementType::i64:
       return 8;
@@ -226,8 +192,12 @@ std::string name_of(ort::ElementType type) {
       return "int64";
     case ort::ElementType::u8:
       return "uint8";
+    case ort::ElementType::i8:
+      return "int8";
     case ort::ElementType::f16:
       return "float16";
+    case ort::ElementType::bf16:
+      return "bfloat16";
   }
   return "element type " + std::to_string(static_cast<int>(type));
 }

@@ -7,6 +7,7 @@
 #include <initializer_list>
 #include <map>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -36,7 +37,7 @@ struct SessionOptions {
 struct TensorSpec {
   std::string name;
   ort::ElementType type{};
-  std::vector<std::int64_t> shape;
+  std::optional<std::vector<std::int64_t>> shape;  // absent: the file does not say
 };
 
 // A graph that lies in memory, as the file would hold it.
@@ -53,8 +54,6 @@ class Session {
   Session(std::shared_ptr<const OrtLibrary> library, const GraphBytes& graph,
           const SessionOptions& options);
 
-  const std::vector<TensorSpec>& inputs() const { return inputs_; }
-  const std::vector<TensorSpec>& outputs() const { return outputs_; }
   const OrtLibrary& library() const { return *library_; }
   const ort::Session* handle() const { return session_.get(); }
 
@@ -75,12 +74,9 @@ class Session {
 
   void open(const SessionOptions& options, const std::string& what, const Create& create);
   void append_provider(ort::SessionOptions* session_options, const SessionOptions& options) const;
-  std::vector<TensorSpec> describe(bool of_inputs) const;
 
   std::shared_ptr<const OrtLibrary> library_;
   std::shared_ptr<ort::Session> session_;
-  std::vector<TensorSpec> inputs_;
-  std::vector<TensorSpec> outputs_;
 };
 
 std::size_t size_of(ort::ElementType type);
