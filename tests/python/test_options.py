@@ -40,7 +40,7 @@ RIGHT: dict[str, list[Any]] = {
     "stop": ["a", ["a"], ("a", "b"), {"a"}, [], (each for each in "ab")],
     "stop_token_ids": [[], [1], (1, 2), {3}, np.array([1, 2]), range(3), [np.int32(1)]],
     "eos_token_ids": [None, [], [1], np.array([], int)],
-    "sampling": [None, "model"],
+    "sampling": [None],
     "skip_special_tokens": [True, False, np.bool_(False)],
 }
 
