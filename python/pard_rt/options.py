@@ -46,7 +46,7 @@ def _number(name: str, given: object) -> float:
 
 def _strings(name: str, given: object) -> tuple[str, ...]:
     is_list = isinstance(given, Iterable) and not isinstance(given, (str, bytes, Mapping))
-    strings = tuple(given) if is_list else (given,)  # type: ignore[arg-type]
+    strings: tuple[Any, ...] = tuple(given) if is_list else (given,)  # type: ignore[arg-type]
     if not all(isinstance(each, str) and each for each in strings):
         raise InvalidArgumentError(
             f"{name} must be a string or a list of strings",
