@@ -223,6 +223,16 @@ def test_speculation_gives_the_text_of_plain_decoding(built: Builder, what: Buil
         assert decode(target, draft, k) == plain
 
 
+@pytest.mark.parametrize("what", [what for _, what in RUN], ids=str)
+def test_folders_of_both_programs_draft_for_each_other(
+    built: Builder, tiny_models: TinyModels, what: Build
+) -> None:
+    folder, own = built(what), tiny_models.folder("llama", "gqa", seed=SEED)
+    target, own_target = (pard_rt.OnnxModel(path, threads=1) for path in (folder, own))
+    assert decode(target, open_draft(own), 4) == decode(target)
+    assert decode(own_target, open_draft(folder), 4) == decode(own_target)
+
+
 FULL = "the model stays the same"
 REFUSED = [
     (build("llama", "fp32", "cpu", "exclude_embeds=true"), "exclude_embeds=true", FULL),
