@@ -12,7 +12,7 @@ from typing import Literal, get_args
 import onnx_ir as ir
 import torch
 
-from pard_rt.errors import InvalidArgumentError, ModelError, fall_back
+from pard_rt.errors import InvalidArgumentError, Notice, notify
 from pard_rt.exporter.check import Agreement, Check
 from pard_rt.exporter.folder import GRAPH, new_folder, write_contract, write_text_files
 from pard_rt.exporter.fuse import fuse
@@ -119,8 +119,8 @@ def export(
 
     Warns
     -----
-    FallbackWarning
-        Rounding the weights costs the model much.
+    Notice
+        The rounded weights predict other text than the model does.
 
     Examples
     --------
@@ -170,22 +170,18 @@ def export(
             agreement = check.require_sense(folder, weights)
     _log.info("%s: %s graph, %s weights, %s", target, form, weights, agreement)
     if agreement.kl_divergence > _FAIR_DIVERGENCE:
-        _warn_of_rounding(weights, agreement)
+        better = "int8" if weights == "int4" else "fp32"
+        notify(
+            Notice(
+                f"The {weights} weights predict other text than the model does",
+                f"KL divergence: {agreement.kl_divergence:.2g} nats, where up to "
+                f"{_FAIR_DIVERGENCE} are common.",
+                f"The likeliest token is the same in {100 * agreement.same_argmax:.0f} % of the "
+                "rows.",
+                f"--weights {better} comes closer.",
+            )
+        )
     return ExportReport(target, form, weights, agreement, own)
-
-
-def _warn_of_rounding(weights: str, agreement: Agreement) -> None:
-    better = "int8" if weights == "int4" else "fp32"
-    fall_back(
-        f"The folder is written, but {weights} weights predict other text than the model",
-        ModelError(
-            f"Rounding to {weights} costs this model much",
-            f"a KL divergence of at most {_FAIR_DIVERGENCE} nats",
-            f"{agreement.kl_divergence:.2g} nats, and the same likeliest token in "
-            f"{100 * agreement.same_argmax:.0f} % of the rows",
-            f"Export it with --weights {better} to keep its texts.",
-        ),
-    )
 
 
 def _check_arguments(form: str, weights: str, fp16_files: bool, head_on_all_rows: bool) -> None:
