@@ -16,7 +16,7 @@ from pard_rt.errors import Notice
 from pard_rt.exporter import Form, export
 from pard_rt.exporter.check import Check
 from pard_rt.models.checkpoint import load
-from pard_rt.pytorch.torch_model import TorchModel
+from pard_rt.pytorch.probe import adopt
 from test_architectures import EXPERTS, Case, checkpoint
 from tiny_models import make_tokenizer
 
@@ -103,7 +103,7 @@ def test_rotation_that_may_change_is_exported_within_its_limit(form: Form, tmp_p
 
 def check_of(model: Path, **options: Any) -> Check:
     loaded = load(model, **options)
-    return Check(loaded, TorchModel(loaded), "gqa")
+    return Check(loaded, adopt(loaded.module, loaded.facts.max_length), "gqa")
 
 
 def test_a_graph_of_other_weights_is_refused(tiny_models: TinyModels) -> None:

@@ -22,7 +22,7 @@ from pard_rt.exporter.quiet import quiet
 from pard_rt.exporter.trace import apply_contract_shapes, trace
 from pard_rt.models import OpenOptions, locate
 from pard_rt.models.checkpoint import load_checkpoint
-from pard_rt.pytorch.torch_model import TorchModel
+from pard_rt.pytorch.probe import adopt
 
 __all__ = ["ExportReport", "Form", "Weights", "export"]
 
@@ -143,10 +143,9 @@ def export(
         longest = loaded.facts.max_length
         if fp16_files:
             round_to_half(loaded.module)
-        model = TorchModel(loaded)
-        layout = model.layout
+        layout = adopt(loaded.module, longest)
         write_text_files(folder, source, loaded)
-        check = Check(loaded, model, form)
+        check = Check(loaded, layout, form)
 
         graph = trace(loaded.module, layout, form, longest, head_on_all_rows=head_on_all_rows)
         fuse(graph, untie=weights in BITS)
