@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import published_models
-from pard_rt.errors import FallbackWarning
+from pard_rt.errors import Notice
 from pard_rt.exporter import Form, Weights, export
 from published_equality import exported
 from tiny_models import make_model
@@ -55,7 +55,7 @@ class TinyModels:
         checkpoint = self.checkpoint(architecture, **options)
         path = self.root / f"{checkpoint.name}.{form}.{weights}"
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FallbackWarning)  # random weights are rounded badly
+            warnings.simplefilter("ignore", Notice)  # random weights are rounded badly
             return (
                 path
                 if path.exists()

@@ -10,12 +10,13 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from conftest import TinyModels
-from pard_rt import FallbackWarning, Generator, ModelError, OnnxModel
+from pard_rt import Generator, ModelError, OnnxModel
 from pard_rt._core import read_folder
+from pard_rt.errors import Notice
 from pard_rt.exporter import Form, export
 from pard_rt.exporter.check import Check
 from pard_rt.models.checkpoint import load
-from pard_rt.pytorch.torch_model import TorchModel
+from pard_rt.pytorch.probe import adopt
 from test_architectures import EXPERTS, Case, checkpoint
 from tiny_models import make_tokenizer
 
@@ -102,7 +103,7 @@ def test_rotation_that_may_change_is_exported_within_its_limit(form: Form, tmp_p
 
 def check_of(model: Path, **options: Any) -> Check:
     loaded = load(model, **options)
-    return Check(loaded, TorchModel(loaded), "gqa")
+    return Check(loaded, adopt(loaded.module, loaded.facts.max_length), "gqa")
 
 
 def test_a_graph_of_other_weights_is_refused(tiny_models: TinyModels) -> None:
@@ -132,7 +133,9 @@ def test_the_longest_text_fits_the_shortest_model(tiny_models: TinyModels) -> No
 
 def test_coarse_weights_give_a_warning(tiny_models: TinyModels, tmp_path: Path) -> None:
     model = tiny_models.checkpoint("llama", seed=1, num_hidden_layers=4)
-    with pytest.warns(FallbackWarning, match=r"KL divergence of at most 0\.1.*--weights int8"):
+    with pytest.warns(
+        Notice, match=r"int4 weights predict other text.*--weights int8 comes closer"
+    ):
         report = export(model, tmp_path / "out", weights="int4")
     assert report.agreement.kl_divergence > 0.1
     assert report.agreement.same_argmax < 1

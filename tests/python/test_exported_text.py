@@ -15,7 +15,7 @@ from pard_rt.exporter.encodings import require_same_encodings
 from pard_rt.exporter.folder import write_text_files
 from pard_rt.models.checkpoint import load
 from pard_rt.text import TokenText
-from tiny_models import NUM_TOKENS, make_model, make_tokenizer
+from tiny_models import NUM_TOKENS, VOCAB_SIZE, make_model, make_tokenizer
 
 
 def edit(file: Path, **entries: Any) -> None:
@@ -64,6 +64,16 @@ def test_a_folder_tokenizes_as_its_checkpoint(change: Any, text: str, tmp_path: 
     assert TokenText.of_folder(folder, loaded.facts.num_tokens).encode(text) == expected
 
 
+def test_tokens_without_logits_are_compared_too(tmp_path: Path) -> None:
+    checkpoint, folder = make_model(tmp_path / "model"), tmp_path / "out"
+    edit(checkpoint / "added_tokens.json", **{"<|far|>": VOCAB_SIZE + 5})
+    loaded = load(checkpoint)
+    folder.mkdir()
+    write_text_files(folder, checkpoint, loaded)
+    text = TokenText.of_folder(folder, loaded.facts.num_tokens)
+    assert text.tokenizer.token_to_id("<|far|>") == loaded.tokenizer("<|far|>")["input_ids"][0]
+
+
 def test_what_belongs_to_a_chat_travels_along(tmp_path: Path) -> None:
     checkpoint, folder = make_model(tmp_path / "model"), tmp_path / "out"
     template = "{% for message in messages %}{{ message.content }}{% endfor %}"
@@ -77,8 +87,8 @@ def test_what_belongs_to_a_chat_travels_along(tmp_path: Path) -> None:
 
 def test_a_tokenizer_json_that_gives_other_ids_is_refused() -> None:
     tokenizer = make_tokenizer()
-    text = TokenText(Tokenizer.from_str(tokenizer.backend_tokenizer.to_str()), [])
-    require_same_encodings(text, tokenizer)
+    written = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    require_same_encodings(written, tokenizer)
     tokenizer.add_tokens(["<|call|>"])
     with pytest.raises(ModelError, match=r"tokenize otherwise.*<\|call\|>.*PyTorch"):
-        require_same_encodings(text, tokenizer)
+        require_same_encodings(written, tokenizer)

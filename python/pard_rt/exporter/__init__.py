@@ -12,7 +12,7 @@ from typing import Literal, get_args
 import onnx_ir as ir
 import torch
 
-from pard_rt.errors import InvalidArgumentError, ModelError, fall_back
+from pard_rt.errors import InvalidArgumentError, Notice, notify
 from pard_rt.exporter.check import Agreement, Check
 from pard_rt.exporter.folder import GRAPH, new_folder, write_contract, write_text_files
 from pard_rt.exporter.fuse import fuse
@@ -22,7 +22,7 @@ from pard_rt.exporter.quiet import quiet
 from pard_rt.exporter.trace import apply_contract_shapes, trace
 from pard_rt.models import OpenOptions, locate
 from pard_rt.models.checkpoint import load_checkpoint
-from pard_rt.pytorch.torch_model import TorchModel
+from pard_rt.pytorch.probe import adopt
 
 __all__ = ["ExportReport", "Form", "Weights", "export"]
 
@@ -119,8 +119,8 @@ def export(
 
     Warns
     -----
-    FallbackWarning
-        Rounding the weights costs the model much.
+    Notice
+        The rounded weights predict other text than the model does.
 
     Examples
     --------
@@ -143,10 +143,9 @@ def export(
         longest = loaded.facts.max_length
         if fp16_files:
             round_to_half(loaded.module)
-        model = TorchModel(loaded)
-        layout = model.layout
+        layout = adopt(loaded.module, longest)
         write_text_files(folder, source, loaded)
-        check = Check(loaded, model, form)
+        check = Check(loaded, layout, form)
 
         graph = trace(loaded.module, layout, form, longest, head_on_all_rows=head_on_all_rows)
         fuse(graph, untie=weights in BITS)
@@ -170,22 +169,18 @@ def export(
             agreement = check.require_sense(folder, weights)
     _log.info("%s: %s graph, %s weights, %s", target, form, weights, agreement)
     if agreement.kl_divergence > _FAIR_DIVERGENCE:
-        _warn_of_rounding(weights, agreement)
+        better = "int8" if weights == "int4" else "fp32"
+        notify(
+            Notice(
+                f"The {weights} weights predict other text than the model does",
+                f"KL divergence: {agreement.kl_divergence:.2g} nats, where up to "
+                f"{_FAIR_DIVERGENCE} are common.",
+                f"The likeliest token is the same in {100 * agreement.same_argmax:.0f} % of the "
+                "rows.",
+                f"--weights {better} comes closer.",
+            )
+        )
     return ExportReport(target, form, weights, agreement, own)
-
-
-def _warn_of_rounding(weights: str, agreement: Agreement) -> None:
-    better = "int8" if weights == "int4" else "fp32"
-    fall_back(
-        f"The folder is written, but {weights} weights predict other text than the model",
-        ModelError(
-            f"Rounding to {weights} costs this model much",
-            f"a KL divergence of at most {_FAIR_DIVERGENCE} nats",
-            f"{agreement.kl_divergence:.2g} nats, and the same likeliest token in "
-            f"{100 * agreement.same_argmax:.0f} % of the rows",
-            f"Export it with --weights {better} to keep its texts.",
-        ),
-    )
 
 
 def _check_arguments(form: str, weights: str, fp16_files: bool, head_on_all_rows: bool) -> None:

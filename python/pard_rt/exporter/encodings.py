@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from tokenizers import Tokenizer
+
 from pard_rt.errors import ModelError
-from pard_rt.text import TokenText
 
 _TEXTS = (
     "",
@@ -22,14 +23,14 @@ _TEXTS = (
 )
 
 
-def require_same_encodings(text: TokenText, tokenizer: Any) -> None:
+def require_same_encodings(written: Tokenizer, loaded: Any) -> None:
     """Compare the ids of several scripts, code, spaces and every added token.
 
     Parameters
     ----------
-    text
+    written
         The folder's.
-    tokenizer
+    loaded
         The checkpoint's, of transformers.
 
     Raises
@@ -37,12 +38,12 @@ def require_same_encodings(text: TokenText, tokenizer: Any) -> None:
     ModelError
         A text's ids differ.
     """
-    added = tokenizer.get_added_vocab()
+    added = loaded.get_added_vocab()
     texts = [*_TEXTS, *(f"{around}{token}{around}" for token in added for around in ("", "a", " "))]
     for special in (True, False):
-        expected = tokenizer(texts, add_special_tokens=special)["input_ids"]
+        expected = loaded(texts, add_special_tokens=special)["input_ids"]
         for each, ids in zip(texts, expected, strict=True):
-            found = text.encode(each, add_special_tokens=special)
+            found = written.encode(each, add_special_tokens=special).ids
             if found != list(ids):
                 raise ModelError(
                     "A folder of this model would tokenize otherwise than the checkpoint",

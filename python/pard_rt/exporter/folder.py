@@ -115,4 +115,4 @@ def write_text_files(folder: Path, source: Path, loaded: LoadedModel) -> None:
     loaded.tokenizer.save_pretrained(folder)
     if (source / _GENERATION).is_file():
         shutil.copyfile(source / _GENERATION, folder / _GENERATION)
-    require_same_encodings(TokenText.of_folder(folder, num_tokens), loaded.tokenizer)
+    require_same_encodings(TokenText.of_folder(folder, num_tokens).tokenizer, loaded.tokenizer)

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import chain, cycle, islice
+from typing import Any
 
-import numpy as np
+import torch
 
-from pard_rt._core import ForwardItem
 from pard_rt.models.checkpoint import LoadedModel
-from pard_rt.pytorch.torch_model import TorchModel
+from pard_rt.pytorch.probe import CacheLayout, attention_implementation
 
 PROMPTS = (
     "The first ships that crossed the ocean carried little more than water, bread and hope.",
@@ -33,24 +33,25 @@ class Sample:
     first: int = 0
 
 
-def write_samples(loaded: LoadedModel, model: TorchModel) -> list[Sample]:
-    """Let a model continue each prompt greedily; the longest text comes first.
+def write_samples(loaded: LoadedModel, layout: CacheLayout) -> list[Sample]:
+    """Let a module continue each prompt greedily; the longest text comes first.
 
     Where it has sliding windows, one text more fills them.
 
     Parameters
     ----------
     loaded
-        Whose tokenizer and `max_length` they are.
-    model
-        It as a `Model`.
+        The module, adopted; its tokenizer and its `max_length`.
+    layout
+        Its cache.
     """
     limit = max(1, loaded.facts.max_length - 1)  # integer weights take the last position
     prompts = [ids for ids in loaded.tokenizer(list(PROMPTS))["input_ids"] if ids] or [[0]]
-    texts = [list(ids[: max(1, limit // 2)]) for ids in prompts]
-    _write_on(model, texts, min(_NUM_WRITTEN, limit - max(map(len, texts))))
+    prompts = [list(ids[: max(1, limit // 2)]) for ids in prompts]
+    count = min(_NUM_WRITTEN, limit - max(map(len, prompts)))
+    texts = [prompt + _continue(loaded.module, prompt, count) for prompt in prompts]
     samples = [Sample(text) for text in texts]
-    windows = [w for w in model.layout.sliding_windows if w is not None and w <= _LONGEST_WINDOW]
+    windows = [w for w in layout.sliding_windows if w is not None and w <= _LONGEST_WINDOW]
     length = min(limit, max(windows, default=0) + _PAST_WINDOW)
     if windows and length > max(map(len, texts)):
         long = list(islice(cycle(chain(*texts)), length))
@@ -58,17 +59,13 @@ def write_samples(loaded: LoadedModel, model: TorchModel) -> list[Sample]:
     return sorted(samples, key=lambda sample: len(sample.tokens), reverse=True)
 
 
-def _write_on(model: TorchModel, texts: list[list[int]], count: int) -> None:
-    """Append `count` greedy tokens to each text."""
-    past = [0] * len(texts)
-    for _ in range(count):
-        batch = [
-            ForwardItem(sequence=i, past_length=past[i], tokens=text[past[i] :], num_rows=1)
-            for i, text in enumerate(texts)
-        ]
-        past = [len(text) for text in texts]
-        rows = np.asarray(model.forward(batch))
-        for text, row in zip(texts, rows, strict=True):
-            text.append(int(row.argmax()))
-    for i in range(len(texts)):
-        model.release(i)
+def _continue(module: Any, prompt: list[int], count: int) -> list[int]:
+    """Return the `count` likeliest next tokens, by eager attention."""
+    written: list[int] = []
+    ids, cache = torch.tensor([prompt], device=module.device), None
+    with attention_implementation(module, "eager"), torch.inference_mode():
+        for _ in range(count):
+            out = module(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            ids, cache = out.logits[:, -1:].argmax(-1), out.past_key_values
+            written.append(int(ids))
+    return written
