@@ -13,6 +13,7 @@ from pard_rt._core import ForwardItem, Model, ModelInfo
 from pard_rt.errors import InvalidArgumentError
 from pard_rt.models.checkpoint import LoadedModel
 from pard_rt.pytorch.attention import PackedRows, Segment, SequenceCache
+from pard_rt.pytorch.fork import OpenedHere
 
 
 class TorchModel(Model):
@@ -24,8 +25,9 @@ class TorchModel(Model):
     Parameters
     ----------
     loaded
-        What `pard_rt.load` or `pard_rt.wrap` returned. The module is adopted: the attention of a
-        transformers one goes through pard-rt from now on, proven equal to eager attention here.
+        What `pard_rt.load` or `pard_rt.wrap` returned. A module of transformers stays as it is: a
+        copy that shares its weights is run, with pard-rt's attention, proven equal to eager
+        attention here.
 
     Raises
     ------
@@ -41,6 +43,7 @@ class TorchModel(Model):
         self._device = self._seam.device
         self._num_embeddings = self._seam.num_embeddings
         self._caches: dict[int, SequenceCache] = {}
+        self._opened_here = OpenedHere()
         self._info = ModelInfo(
             name=facts.name,
             vocab_size=facts.vocab_size,
@@ -76,7 +79,10 @@ class TorchModel(Model):
         ------
         InvalidArgumentError
             A token outside the embedding, or a sequence longer than max_length.
+        ModelError
+            The process was forked after the model was opened, and PyTorch would hang.
         """
+        self._opened_here.require(self._info.name, self._device)
         tokens = [np.asarray(item.tokens, dtype=np.int64) for item in batch]
         segments, positions, wanted = [], [], []
         start = 0
