@@ -38,7 +38,7 @@ def written(module: Any) -> list[int]:
 
 
 def generated(loaded: LoadedModel) -> list[int]:
-    generator = Generator(loaded)
+    generator = Generator(loaded.module)
     return generator.generate(PROMPT, max_new_tokens=NEW_TOKENS, eos_token_ids=[]).token_ids
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import pard_rt
 from own_modules import Rotary, seeded
-from pard_rt import ModelError
+from pard_rt import Generator, ModelError
 from pard_rt.models.checkpoint import LoadedModel, load
 from pard_rt.pytorch import attention
 from pard_rt.pytorch.attention import AttentionCall, Segment
@@ -140,7 +140,7 @@ def test_a_model_that_amplifies_rounding_is_not_refused(tmp_path: Path) -> None:
     steady, sensitive = load(folder).module, unsteady(folder, 2e-3).module
     assert own_text(steady).tolerance == TOLERANCE[torch.float32]
     assert own_text(sensitive).tolerance > 5 * TOLERANCE[torch.float32]
-    TorchModel(unsteady(folder, 2e-3))
+    Generator(unsteady(folder, 2e-3))
     with pytest.raises(ModelError, match="computes other logits"):
         TorchModel(unsteady(folder, 0.5))
 

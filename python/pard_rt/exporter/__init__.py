@@ -121,7 +121,7 @@ def export(
         longest = loaded.facts.max_length
         if fp16_files:
             round_to_half(loaded.module)
-        layout = adopt(loaded.module, longest)
+        layout = adopt(loaded.module, longest).layout
         write_companions(folder, source, loaded, layout, form, weights)
 
         model = trace(loaded.module, layout, form, longest, head_on_all_rows=head_on_all_rows)

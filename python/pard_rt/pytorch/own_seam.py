@@ -14,7 +14,7 @@ from pard_rt.errors import ModelError
 from pard_rt.pytorch.attention import Attention, AttentionCall, PackedRows, Segment, SequenceCache
 from pard_rt.pytorch.probe import (
     TOLERANCE,
-    CacheLayout,
+    Adopted,
     Recorder,
     difference,
     layout_of,
@@ -79,7 +79,7 @@ class OwnSeam:
             logits, _ = self._rows(_Piece(SequenceCache(1), torch.zeros(1, dtype=torch.int64), 0))
         return logits.shape[1]
 
-    def adopt(self, max_length: int) -> CacheLayout:
+    def adopt(self, max_length: int) -> Adopted:
         """Prove that a row is the same alone and among those of another sequence.
 
         Raises
@@ -102,7 +102,7 @@ class OwnSeam:
         alone = PackedRows([Segment(SequenceCache(1), 0, 0, 1)])
         self.logits(zero, zero + max_length - 1, zero[0], alone)
 
-    def _compare_packed(self, length: int) -> CacheLayout:
+    def _compare_packed(self, length: int) -> Adopted:
         texts, one_by_one = zip(
             *(self._written(start, length) for start in (0, self._num_embeddings // 2)), strict=True
         )
@@ -125,7 +125,7 @@ class OwnSeam:
                 "A row may depend on its token, its position_id and what attend returns for it, "
                 "and on nothing else.",
             )
-        return layout_of(self._name, seen)
+        return Adopted(layout_of(self._name, seen), limit)
 
     def _written(self, start: int, length: int) -> tuple[Tensor, Tensor]:
         """Return a text it wrote, int64 [length], and its logits, computed one row at a time."""

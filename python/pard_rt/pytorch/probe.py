@@ -42,6 +42,14 @@ class CacheLayout:
     sliding_windows: tuple[int | None, ...]  # by layer
 
 
+@dataclass(frozen=True)
+class Adopted:
+    """What trying a module has shown."""
+
+    layout: CacheLayout
+    tolerance: float  # for its logits in whatever way rows are computed: see `tolerance`
+
+
 @contextmanager
 def attention_implementation(module: nn.Module, name: str) -> Iterator[None]:
     """Run `module` with another attention implementation for a while."""
@@ -54,7 +62,7 @@ def attention_implementation(module: nn.Module, name: str) -> Iterator[None]:
         config._attn_implementation = before
 
 
-def adopt(module: Any, max_length: int) -> CacheLayout:
+def adopt(module: Any, max_length: int) -> Adopted:
     """Route a decoder's attention through the seam, in place, and prove that it computes the same.
 
     This changes the module's configuration, so it has to be its own.
@@ -264,7 +272,7 @@ def own_text(module: Any, count: int = _WRITTEN) -> OwnText:
 
 
 @torch.inference_mode()
-def _compare_with_eager(module: Any, max_length: int) -> CacheLayout:
+def _compare_with_eager(module: Any, max_length: int) -> Adopted:
     text = own_text(module, max(2, min(_WRITTEN, max_length)))
     length = text.tokens.shape[1]
     positions = torch.arange(length, device=text.tokens.device)[None]
@@ -295,4 +303,4 @@ def _compare_with_eager(module: Any, max_length: int) -> CacheLayout:
             "Its attention does something of its own, or its quantized weights make a row depend "
             "on others; use other weights or another architecture.",
         )
-    return layout
+    return Adopted(layout, text.tolerance)

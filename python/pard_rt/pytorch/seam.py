@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pard_rt.pytorch.attention import Attention, attending
-from pard_rt.pytorch.probe import CacheLayout, adopt, running_as_decoder
+from pard_rt.pytorch.probe import Adopted, adopt, running_as_decoder
 
 
 class Seam(Protocol):
@@ -30,7 +30,7 @@ class Seam(Protocol):
         """Token ids it can be fed: 0 to one less."""
         ...
 
-    def adopt(self, max_length: int) -> CacheLayout:
+    def adopt(self, max_length: int) -> Adopted:
         """Prove, for texts of up to `max_length` positions, that the module can be run this way.
 
         Raises
@@ -89,7 +89,7 @@ class TransformersSeam:
         """Rows of its embedding."""
         return int(self._module.get_input_embeddings().weight.shape[0])
 
-    def adopt(self, max_length: int) -> CacheLayout:
+    def adopt(self, max_length: int) -> Adopted:
         """See `pard_rt.pytorch.probe.adopt`."""
         name = type(self._module).__name__
         with running_as_decoder(name, "a module that copy.deepcopy takes", "Remove its hooks."):
