@@ -143,7 +143,7 @@ def export(
         longest = loaded.facts.max_length
         if fp16_files:
             round_to_half(loaded.module)
-        layout = adopt(loaded.module, longest)
+        layout = adopt(loaded.module, longest).layout
         write_text_files(folder, source, loaded)
         check = Check(loaded, layout, form)
 

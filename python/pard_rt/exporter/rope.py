@@ -13,9 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pard_rt.pytorch.attention import AttentionCall, attend_rows, attending, causal_bias
-from pard_rt.pytorch.probe import TOLERANCE, attention_implementation, probe_tokens
-
-_PROBE_LENGTH = 12
+from pard_rt.pytorch.probe import OwnText, difference, own_text
 
 
 @dataclass(frozen=True)
@@ -105,9 +103,10 @@ def find_rope(module: Any, full: tuple[Tensor, Tensor] | None) -> RopeTables | N
         return None
     cos, sin = full
     half = cos.shape[-1] // 2
+    text = own_text(module)
     for interleaved, columns in ((False, slice(half)), (True, slice(0, None, 2))):
         tables = RopeTables(cos[:, columns].contiguous(), sin[:, columns].contiguous(), interleaved)
-        if _gives_own_logits(module, tables):
+        if _gives_own_logits(module, text, tables):
             return tables
     return None
 
@@ -125,11 +124,7 @@ class _RotatingAttention:
 
 
 @torch.no_grad()
-def _gives_own_logits(module: Any, tables: RopeTables) -> bool:
-    tokens = probe_tokens(module, _PROBE_LENGTH)
-    with attention_implementation(module, "eager"):
-        expected = module(input_ids=tokens, use_cache=False).logits
+def _gives_own_logits(module: Any, text: OwnText, tables: RopeTables) -> bool:
     with unrotated(module), attending(_RotatingAttention(tables)):
-        actual = module(input_ids=tokens, use_cache=False).logits
-    error = (actual - expected).abs().max() / expected.abs().max()
-    return bool(error <= TOLERANCE.get(module.dtype, 0.1))
+        actual = module(input_ids=text.tokens, use_cache=False).logits[0]
+    return difference(actual, text.logits) <= text.tolerance

@@ -136,7 +136,7 @@ def loaded_from(module: Any, options: OpenOptions, name: str) -> LoadedModel:
     config: Any = module.config
     require_decoder(name, config, is_foreign=True)
     generation = generation_config_of(module, name)
-    return _loaded(module.eval(), options.tokenizer, name, generation, options)
+    return _loaded(module, options.tokenizer, name, generation, options)
 
 
 def generation_config_of(module: Any, name: str) -> Fields | None:

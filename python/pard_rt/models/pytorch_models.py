@@ -11,9 +11,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from pard_rt._core import ProbeReport, probe_model
 from pard_rt.chat import ChatTemplate
-from pard_rt.errors import InvalidArgumentError, ModelError
+from pard_rt.errors import InvalidArgumentError
 from pard_rt.models.checkpoint import (
     LoadedModel,
     generation_config_of,
@@ -26,7 +25,6 @@ from pard_rt.models.facts import read_generation_config
 from pard_rt.models.fields import Fields
 from pard_rt.models.opened import OpenedModel
 from pard_rt.models.options import OpenOptions
-from pard_rt.pytorch.probe import TOLERANCE
 from pard_rt.pytorch.torch_model import TorchModel
 from pard_rt.text import TokenText
 
@@ -106,18 +104,6 @@ def _opened(
     if mask is not None:
         described.append(f"mask token {mask}")
 
-    def probe() -> ProbeReport:
-        try:
-            return probe_model(model, tolerance=TOLERANCE.get(dtype, 0.1))
-        except ModelError as error:
-            raise ModelError(
-                error.problem,
-                error.expected,
-                error.actual,
-                "A row may depend on the tokens up to it and on nothing else, such as quantization "
-                "of all rows by one scale.",
-            ) from error
-
     return OpenedModel(
         source=source,
         description=", ".join(described),
@@ -125,7 +111,7 @@ def _opened(
         info=model.info(),
         mask_token_id=mask,
         eos_token_ids=loaded.facts.eos_token_ids,
-        probe=probe,
+        probe=model.probe,
         text=text,
         has_tokenizer=loaded.tokenizer is not None,
         tokenizer=loaded.tokenizer,

@@ -12,7 +12,17 @@ from torch import Tensor
 
 from pard_rt.errors import ModelError
 from pard_rt.pytorch.attention import Attention, AttentionCall, PackedRows, Segment, SequenceCache
-from pard_rt.pytorch.probe import TOLERANCE, CacheLayout, Recorder, layout_of, running_as_decoder
+from pard_rt.pytorch.probe import (
+    TOLERANCE,
+    Adopted,
+    Recorder,
+    difference,
+    layout_of,
+    refuse_not_finite,
+    running_as_decoder,
+    tolerance,
+    write_text,
+)
 
 SHAPE = (
     "an nn.Module on one device, called with (input_ids, position_ids, attend), that has an lm_head"
@@ -69,7 +79,7 @@ class OwnSeam:
             logits, _ = self._rows(_Piece(SequenceCache(1), torch.zeros(1, dtype=torch.int64), 0))
         return logits.shape[1]
 
-    def adopt(self, max_length: int) -> CacheLayout:
+    def adopt(self, max_length: int) -> Adopted:
         """Prove that a row is the same alone and among those of another sequence.
 
         Raises
@@ -92,28 +102,40 @@ class OwnSeam:
         alone = PackedRows([Segment(SequenceCache(1), 0, 0, 1)])
         self.logits(zero, zero + max_length - 1, zero[0], alone)
 
-    def _compare_packed(self, length: int) -> CacheLayout:
-        generator = torch.Generator().manual_seed(20)
-        a, b = torch.randint(self._num_embeddings, (2, length), generator=generator)
-        alone = [self._rows(_Piece(SequenceCache(length), text, 0))[0] for text in (a, b)]
+    def _compare_packed(self, length: int) -> Adopted:
+        texts, one_by_one = zip(
+            *(self._written(start, length) for start in (0, self._num_embeddings // 2)), strict=True
+        )
+        a, b = texts
+        expected = torch.cat([self._rows(_Piece(SequenceCache(length), t, 0))[0] for t in texts])
+        refuse_not_finite(self._name, self._module, expected)
         ours, other = SequenceCache(length), SequenceCache(length)
         i, j = length - 1, length // 2
         heads, _ = self._rows(_Piece(ours, a[:i], 0), _Piece(other, b[:j], 0))
         tails, seen = self._rows(_Piece(ours, a[i:], i), _Piece(other, b[j:], j))
         rest = length - i
-        actual = torch.cat([heads[:i], tails[:rest], heads[i:], tails[rest:]]).float()
-        expected = torch.cat(alone).float()
-        error = ((actual - expected).abs().max() / expected.abs().max()).item()
-        tolerance = TOLERANCE[alone[0].dtype]
-        if not error <= tolerance:
+        actual = torch.cat([heads[:i], tails[:rest], heads[i:], tails[rest:]])
+        error = difference(actual, expected)
+        limit = tolerance(expected.dtype, difference(torch.cat(one_by_one), expected))
+        if not error <= limit:
             raise ModelError(
                 f"{self._name} computes other logits for rows among others than alone",
-                f"a relative difference of at most {tolerance:g}",
+                f"a relative difference of at most {limit:.1g}",
                 f"{error:.3g}",
                 "A row may depend on its token, its position_id and what attend returns for it, "
                 "and on nothing else.",
             )
-        return layout_of(self._name, seen)
+        return Adopted(layout_of(self._name, seen), limit)
+
+    def _written(self, start: int, length: int) -> tuple[Tensor, Tensor]:
+        """Return a text it wrote, int64 [length], and its logits, computed one row at a time."""
+        cache = SequenceCache(length)
+
+        def step(token: Tensor, position: int) -> Tensor:
+            return self._rows(_Piece(cache, token[0], position))[0][0]
+
+        tokens, logits = write_text(step, self._num_embeddings, start, length)
+        return tokens[0], logits
 
     def _rows(self, *pieces: _Piece) -> tuple[Tensor, Recorder]:
         """Run the next tokens of some sequences together; logits [R, vocab_size] of all of them."""

@@ -49,6 +49,19 @@ def require_decoder(name: str, config: Any, *, is_foreign: bool = False) -> None
     )
 
 
+def refuse_scattered(module: Any) -> None:
+    """Refuse a module whose weights are not all on one device, or nowhere."""
+    devices = sorted({str(weight.device) for weight in module.parameters()})
+    if len(devices) != 1 or devices == ["meta"]:
+        raise ModelError(
+            f"The weights of {type(module).__name__} are not on one device",
+            "all of them on one, such as cpu or cuda:0",
+            " and ".join(devices) or "no weights",
+            "Load it without device_map, or with one device; 'meta' stands for weights that are "
+            "not loaded.",
+        )
+
+
 def refuse_layers(config: Any) -> None:
     """Refuse layers that are no attention over rows of a cache, or that see them in chunks."""
     config = config.get_text_config()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pard_rt.pytorch.attention import Attention, attending
-from pard_rt.pytorch.probe import CacheLayout, adopt
+from pard_rt.pytorch.probe import Adopted, adopt, running_as_decoder
 
 
 class Seam(Protocol):
@@ -29,7 +30,7 @@ class Seam(Protocol):
         """Token ids it can be fed: 0 to one less."""
         ...
 
-    def adopt(self, max_length: int) -> CacheLayout:
+    def adopt(self, max_length: int) -> Adopted:
         """Prove, for texts of up to `max_length` positions, that the module can be run this way.
 
         Raises
@@ -52,8 +53,21 @@ class Seam(Protocol):
         ...
 
 
+def twin(module: nn.Module) -> nn.Module:
+    """Copy a module, but not its weights: the two share every parameter and buffer.
+
+    The copy has a configuration, a mode and hooks of its own, so what is changed there does not
+    reach the module, which others may be using.
+    """
+    tensors = (*module.parameters(), *module.buffers())
+    return copy.deepcopy(module, {id(tensor): tensor for tensor in tensors})
+
+
 class TransformersSeam:
-    """The `Seam` of a transformers ``PreTrainedModel``, whose attention is in a registry."""
+    """The `Seam` of a transformers ``PreTrainedModel``, whose attention is in a registry.
+
+    The module itself stays as it is; once adopted, a `twin` of it is run.
+    """
 
     def __init__(self, module: Any) -> None:
         self._module = module
@@ -75,8 +89,11 @@ class TransformersSeam:
         """Rows of its embedding."""
         return int(self._module.get_input_embeddings().weight.shape[0])
 
-    def adopt(self, max_length: int) -> CacheLayout:
+    def adopt(self, max_length: int) -> Adopted:
         """See `pard_rt.pytorch.probe.adopt`."""
+        name = type(self._module).__name__
+        with running_as_decoder(name, "a module that copy.deepcopy takes", "Remove its hooks."):
+            self._module = twin(self._module)
         return adopt(self._module, max_length)
 
     def logits(

@@ -12,6 +12,7 @@ from pard_rt._core import ModelInfo
 from pard_rt.errors import ModelError
 from pard_rt.models.checkpoint import LoadedModel
 from pard_rt.pytorch.attention import AttentionCall, softmax_scores
+from pard_rt.pytorch.fork import OpenedHere
 
 
 class SlotCache:
@@ -121,6 +122,7 @@ class StaticModel:
         self.device = self._seam.device
         self.num_embeddings = self._seam.num_embeddings
         self.cache = SlotCache(num_slots, capacity)
+        self._opened_here = OpenedHere()
         self._compiled = (
             torch.compile(self._logits, fullgraph=True, dynamic=False)
             if torch_compile
@@ -163,8 +165,10 @@ class StaticModel:
         Raises
         ------
         ModelError
-            The device has no memory left; what was there before still works.
+            The device has no memory left; what was there before still works. Or the process was
+            forked after the model was opened.
         """
+        self._opened_here.require(self.info.name, self.device)
         run = self._compiled if compiled else self._logits
         try:
             return run(tokens, positions, rows, first, context)

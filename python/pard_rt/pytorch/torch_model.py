@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pard_rt._core import ForwardItem, Model, ModelInfo
-from pard_rt.errors import InvalidArgumentError
+from pard_rt._core import ForwardItem, Model, ModelInfo, ProbeReport, probe_model
+from pard_rt.errors import InvalidArgumentError, ModelError
 from pard_rt.models.checkpoint import LoadedModel
 from pard_rt.pytorch.attention import PackedRows, Segment, SequenceCache
+from pard_rt.pytorch.fork import OpenedHere
 
 
 class TorchModel(Model):
@@ -24,8 +25,9 @@ class TorchModel(Model):
     Parameters
     ----------
     loaded
-        What `pard_rt.load` or `pard_rt.wrap` returned. The module is adopted: the attention of a
-        transformers one goes through pard-rt from now on, proven equal to eager attention here.
+        What `pard_rt.load` or `pard_rt.wrap` returned. A module of transformers stays as it is: a
+        copy that shares its weights is run, with pard-rt's attention, proven equal to eager
+        attention here.
 
     Raises
     ------
@@ -37,10 +39,12 @@ class TorchModel(Model):
         super().__init__()
         facts = loaded.facts
         self._seam = loaded.seam
-        self.layout = self._seam.adopt(facts.max_length)
+        adopted = self._seam.adopt(facts.max_length)
+        self.layout, self._tolerance = adopted.layout, adopted.tolerance
         self._device = self._seam.device
         self._num_embeddings = self._seam.num_embeddings
         self._caches: dict[int, SequenceCache] = {}
+        self._opened_here = OpenedHere()
         self._info = ModelInfo(
             name=facts.name,
             vocab_size=facts.vocab_size,
@@ -76,7 +80,10 @@ class TorchModel(Model):
         ------
         InvalidArgumentError
             A token outside the embedding, or a sequence longer than max_length.
+        ModelError
+            The process was forked after the model was opened, and PyTorch would hang.
         """
+        self._opened_here.require(self._info.name, self._device)
         tokens = [np.asarray(item.tokens, dtype=np.int64) for item in batch]
         segments, positions, wanted = [], [], []
         start = 0
@@ -95,6 +102,25 @@ class TorchModel(Model):
             self._row(tokens)[None], self._row(positions)[None], rows, PackedRows(segments)
         )
         return logits.cpu() if len(rows) else None
+
+    def probe(self) -> ProbeReport:
+        """Try what decoding relies on, within what this module's own computation differs by.
+
+        Raises
+        ------
+        ModelError
+            Rows do not rewind, or depend on those beside them.
+        """
+        try:
+            return probe_model(self, tolerance=self._tolerance)
+        except ModelError as error:
+            raise ModelError(
+                error.problem,
+                error.expected,
+                error.actual,
+                "A row may depend on the tokens up to it and on nothing else, such as quantization "
+                "of all rows by one scale.",
+            ) from error
 
     def release(self, sequence: int) -> None:
         """Free what is kept for a sequence; unknown ids are ignored."""
