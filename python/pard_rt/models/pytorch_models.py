@@ -106,9 +106,11 @@ def _opened(
     if mask is not None:
         described.append(f"mask token {mask}")
 
-    def probe() -> ProbeReport:
+    def probe(max_rows: int = 2) -> ProbeReport:
         try:
-            return probe_model(model, tolerance=TOLERANCE.get(dtype, 0.1))
+            return probe_model(model, tolerance=TOLERANCE.get(dtype, 0.1), max_rows=max_rows)
+        except LogitsError:
+            raise
         except ModelError as error:
             raise ModelError(
                 error.problem,
