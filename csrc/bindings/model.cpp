@@ -146,8 +146,7 @@ void register_model(py::module_& module) {
         return probe_model(model, {tolerance, tolerance, tolerance}, max_rows);
       },
       py::arg("model"), py::kw_only(), py::arg("tolerance"), py::arg("max_rows") = 2,
-      py::call_guard<ReleasedGil>(),
-      "Tries a model on a sequence of its own, and releases it.");
+      py::call_guard<ReleasedGil>(), "Tries a model on a sequence of its own, and releases it.");
 }
 
 }  // namespace pard::python

@@ -641,7 +641,8 @@ TEST_CASE("onnx model: a row has the same bits in forwards of any size, keys and
       CAPTURE(rows);
       const auto begin = expected.begin() + 11;
       const auto end = begin + static_cast<std::ptrdiff_t>(rows);
-      forward(*model, 1, 11, all.subspan(11, 5), 0);  // what the last one left is not there any more
+      forward(*model, 1, 11, all.subspan(11, 5),
+              0);  // what the last one left is not there any more
       REQUIRE(forward(*model, 1, 11, all.subspan(11, rows), rows) == Rows(begin, end));
       REQUIRE(forward(*model, 1, 11, all.subspan(11, rows), 1) == Rows(end - 1, end));
       const CachedRows now = model->cached_rows(1, 1, 11 + static_cast<std::int64_t>(rows));

@@ -48,17 +48,15 @@ TEST_CASE("row counts: a single row's kernel is left alone by padding") {
 }
 
 TEST_CASE("row counts: odd numbers of rows, whose last another kernel takes, become even") {
-  const RowCounts counts = counts_of([](auto index, auto rows) {
-    return std::uint64_t{index == rows - 1 && rows % 2 == 1};
-  });
+  const RowCounts counts = counts_of(
+      [](auto index, auto rows) { return std::uint64_t{index == rows - 1 && rows % 2 == 1}; });
   CHECK(counts.exact());
   CHECK(padded(counts) == std::vector<std::int64_t>{2, 4, 6, 8, 10, 12, 14, 16, 18, 20});
 }
 
 TEST_CASE("row counts: what is left over of tiles of eight is filled up") {
-  const RowCounts counts = counts_of([](auto index, auto rows) {
-    return std::uint64_t{index >= rows - rows % 8};
-  });
+  const RowCounts counts =
+      counts_of([](auto index, auto rows) { return std::uint64_t{index >= rows - rows % 8}; });
   CHECK(counts.exact());
   CHECK(padded(counts, 9) == std::vector<std::int64_t>{8, 8, 8, 8, 8, 8, 8, 16});
 }
@@ -67,9 +65,8 @@ TEST_CASE("row counts: where the place in a forward matters nothing is padded, o
   const RowCounts by_place = counts_of([](auto index, auto) { return std::uint64_t(index); });
   CHECK_FALSE(by_place.exact());
   CHECK(padded(by_place).empty());
-  const RowCounts tiles_of_three = counts_of([](auto index, auto rows) {
-    return std::uint64_t{index >= rows - rows % 3};
-  });
+  const RowCounts tiles_of_three =
+      counts_of([](auto index, auto rows) { return std::uint64_t{index >= rows - rows % 3}; });
   CHECK_FALSE(tiles_of_three.exact());
   CHECK_FALSE(RowCounts().exact());
   CHECK(padded(RowCounts()).empty());
@@ -77,8 +74,8 @@ TEST_CASE("row counts: where the place in a forward matters nothing is padded, o
 
 TEST_CASE("row counts: a number of rows is tried once, when it is asked for") {
   int num_forwards = 0;
-  RowCounts counts = counts_of([](auto, auto rows) { return std::uint64_t{rows == 1}; },
-                               &num_forwards);
+  RowCounts counts =
+      counts_of([](auto, auto rows) { return std::uint64_t{rows == 1}; }, &num_forwards);
   CHECK(num_forwards == 4);  // of 16, 16, 1 and 2 rows
   CHECK(counts.padding(9) == 0);
   CHECK(num_forwards == 5);
@@ -88,8 +85,8 @@ TEST_CASE("row counts: a number of rows is tried once, when it is asked for") {
 
 TEST_CASE("row counts: without room to try, every row goes by itself") {
   int num_forwards = 0;
-  RowCounts counts = counts_of([](auto, auto rows) { return std::uint64_t(rows); },
-                               &num_forwards, 24);
+  RowCounts counts =
+      counts_of([](auto, auto rows) { return std::uint64_t(rows); }, &num_forwards, 24);
   CHECK(num_forwards == 0);
   CHECK(counts.exact());
   CHECK(counts.unit() == 1);

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -459,7 +460,7 @@ def test_rows_are_not_said_to_agree_above_texts_that_differ(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     opened_for_check(monkeypatch, Moody())
-    assert main(["check", "moody", "-k", "5"]) == 1
+    assert main(["check", "moody", "--num-speculative-tokens", "5"]) == 1
     text = capsys.readouterr().out
     assert not re.search("ok +target: rows agree", text)
     assert re.search(r"note +target: rows agree +the same bits in forwards of 1 to 6 rows", text)

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from pard_rt._core import ProbeReport, probe_model
 from pard_rt.chat import ChatTemplate
-from pard_rt.errors import InvalidArgumentError, ModelError
+from pard_rt.errors import InvalidArgumentError, LogitsError, ModelError
 from pard_rt.models.checkpoint import (
     LoadedModel,
     generation_config_of,

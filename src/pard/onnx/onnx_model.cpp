@@ -392,8 +392,8 @@ void OnnxModel::run(SequenceCache& cache, GraphRun run, std::int64_t first_row) 
   runner_.run(cache, run);
 }
 
-// RowCounts knows runs of up to `unit` rows, and supposes that longer ones end as those do. Where the
-// first run of a size is to show that, its last row is computed again by itself.
+// RowCounts knows runs of up to `unit` rows, and supposes that longer ones end as those do. Where
+// the first run of a size is to show that, its last row is computed again by itself.
 bool OnnxModel::ends_as_short_ones(SequenceCache& cache, const Planned& planned,
                                    std::int64_t scratch_row) {
   const GraphRun& full = planned.run;

@@ -10,9 +10,10 @@ namespace pard {
 
 // How many rows a forward must have so that each of them gets the bits it gets in any other.
 //
-// Kernels take rows in tiles, and may compute what is left over (or a row that comes alone) by other
-// code, which rounds differently. Nothing here knows which kernel does what: a count of rows is
-// tried when it is first asked for, against forwards of `unit` rows, and padded where it differs.
+// Kernels take rows in tiles, and may compute what is left over (or a row that comes alone) by
+// other code, which rounds differently. Nothing here knows which kernel does what: a count of rows
+// is tried when it is first asked for, against forwards of `unit` rows, and padded where it
+// differs.
 class RowCounts {
  public:
   using Digest = std::uint64_t;
