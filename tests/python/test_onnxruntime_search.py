@@ -46,7 +46,7 @@ static const void* const* get_api(uint32_t version) {
   table[126] = (const void*)release_available_providers;
   return table;
 }
-static const char* version(void) { return installed()->version(); }
+static const char* version(void) { return VERSION ? VERSION : installed()->version(); }
 const Base* OrtGetApiBase(void) {
   static const Base base = {get_api, version};
   return &base;

@@ -36,9 +36,21 @@ void add_to(RowCounts::Digest& digest, const std::vector<std::byte>& bytes) {
   digest = 31 * digest + std::hash<std::string_view>{}(text);
 }
 
-FolderContract open_contract(const std::filesystem::path& folder, const OnnxModelOptions& options) {
+// What older versions say of such a graph names neither version nor weights.
+void check_version(const FolderContract& contract, const OrtLibrary& library) {
+  if (contract.file_summary.weight_bits.contains(8) && !library.is_at_least(22)) {
+    throw RuntimeMissing({"Model '" + contract.name + "' needs a newer ONNX Runtime",
+                          "version 1.22 or later, whose MatMulNBits takes weights of 8 bits",
+                          "version " + library.version() + ", '" + library.path() + "'",
+                          "Install it with: pip install -U onnxruntime."});
+  }
+}
+
+FolderContract open_contract(const std::filesystem::path& folder, const OnnxModelOptions& options,
+                             const OrtLibrary& library) {
   FolderContract contract = read_folder(folder);
   check_provider(contract, options.session.provider);
+  check_version(contract, library);
   for (const char* op : {"DynamicQuantizeLinear", "DynamicQuantizeMatMul"}) {
     if (options.is_target && contract.file_summary.op_types.contains(op)) {
       throw ModelError({"Model '" + contract.name + "' cannot be a target",
@@ -110,7 +122,7 @@ OnnxModel::OnnxModel(const std::filesystem::path& folder, const OnnxModelOptions
 OnnxModel::OnnxModel(const std::filesystem::path& folder, const OnnxModelOptions& options,
                      std::shared_ptr<const OrtLibrary> library)
     : library_(std::move(library)),
-      contract_(open_contract(folder, options)),
+      contract_(open_contract(folder, options, *library_)),
       provider_(options.session.provider),
       own_attention_(uses_own_attention(contract_, options)),
       session_(library_, folder / contract_.graph, session_options(contract_, options)),
