@@ -1,5 +1,6 @@
 #include "pard/decoder.h"
 
+#include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
 #include <limits>
@@ -24,15 +25,26 @@ struct Event {
   std::optional<LogitsRow> row;
 
   double log_probability(std::optional<Token> other) const {
+    return pard::log_probability(borrowed_row(), other.value_or(token));
+  }
+
+  py::array_t<float> logits() const {
+    py::array_t<float> copy(borrowed_row().size);
+    widen(*row, copy.mutable_data());
+    return copy;
+  }
+
+ private:
+  const LogitsRow& borrowed_row() const {
     if (!row) {
       throw InvalidArgument({"The row of this token is gone", "a call from inside the observer",
-                             "a later one", "Read log-probabilities before the observer returns."});
+                             "a later one", "Read logits before the observer returns."});
     }
     if (row->data == nullptr) {
       throw InvalidArgument({"This executor hands out no rows", "rows in the host's memory", "none",
-                             "Decode with a Model on the host for log-probabilities."});
+                             "Decode with a Model on the host to see logits."});
     }
-    return pard::log_probability(*row, other.value_or(token));
+    return *row;
   }
 };
 
@@ -136,7 +148,8 @@ void register_decoder(py::module_& module) {
       .def_readonly("position", &Event::position)
       .def_readonly("from_draft", &Event::from_draft)
       .def_readonly("is_last", &Event::is_last)
-      .def("log_probability", &Event::log_probability, py::arg("token") = py::none());
+      .def("log_probability", &Event::log_probability, py::arg("token") = py::none())
+      .def("logits", &Event::logits);
 
   py::class_<Decoder>(module, "Decoder")
       .def(py::init(&make_decoder), py::arg("target"), py::arg("drafter") = py::none(),

@@ -127,10 +127,12 @@ void register_model(py::module_& module) {
       .def_readonly("num_rows", &Item::num_rows);
 
   py::class_<ProbeReport>(module, "ProbeReport")
-      .def_readonly("single_rows", &ProbeReport::single_rows)
+      .def_readonly("row_counts", &ProbeReport::row_counts)
       .def_readonly("rewinding", &ProbeReport::rewinding)
       .def_readonly("rejected_rows", &ProbeReport::rejected_rows)
-      .def_readonly("same_tokens", &ProbeReport::same_tokens);
+      .def_readonly("same_tokens", &ProbeReport::same_tokens)
+      .def_readonly("max_rows", &ProbeReport::max_rows)
+      .def_readonly("rounding", &ProbeReport::rounding);
 
   py::classh<Model, PythonModel>(module, "Model")
       .def(py::init<>())
@@ -140,11 +142,11 @@ void register_model(py::module_& module) {
 
   module.def(
       "probe_model",
-      [](Model& model, double tolerance) {
-        return probe_model(model, {tolerance, tolerance, tolerance});
+      [](Model& model, double tolerance, std::int64_t max_rows) {
+        return probe_model(model, {tolerance, tolerance, tolerance}, max_rows);
       },
-      py::arg("model"), py::kw_only(), py::arg("tolerance"), py::call_guard<ReleasedGil>(),
-      "Tries a model on a sequence of its own, and releases it.");
+      py::arg("model"), py::kw_only(), py::arg("tolerance"), py::arg("max_rows") = 2,
+      py::call_guard<ReleasedGil>(), "Tries a model on a sequence of its own, and releases it.");
 }
 
 }  // namespace pard::python

@@ -30,6 +30,24 @@ OrtSearch search_in(const std::string& onnxruntime) {
   return {onnxruntime, std::move(directories)};
 }
 
+// A target whose rows were tried and found to differ. The portable form promises no more.
+void warn_if_not_exact(const OnnxModel& model, const OnnxModelOptions& options) {
+  if (model.exact() || !options.exact || !options.is_target ||
+      model.contract().form == GraphForm::portable) {
+    return;
+  }
+  const py::module_ errors = py::module_::import("pard_rt.errors");
+  const py::object error = errors.attr("ModelError")(
+      "Model '" + model.info().name + "' rounds a row differently beside other rows",
+      "the same bits wherever a row is computed",
+      "other bits, on provider " + model.provider() + " of ONNX Runtime " +
+          model.library().version(),
+      "Pass exact=False to accept that; weights in float32 on the CPU have been exact.");
+  errors.attr("fall_back")(
+      "Decoding is not exact: a text may differ from plain decoding's where two tokens nearly tie",
+      error);
+}
+
 std::shared_ptr<OnnxModel> open(const std::filesystem::path& folder, const std::string& provider,
                                 std::map<std::string, std::string> provider_options, int threads,
                                 bool spinning, std::optional<std::int64_t> max_length, bool exact,
@@ -47,8 +65,13 @@ std::shared_ptr<OnnxModel> open(const std::filesystem::path& folder, const std::
                                  std::move(token_bytes),
                                  is_target,
                                  probe};
-  const ReleasedGil released;
-  return std::make_shared<OnnxModel>(folder, options, search);
+  std::shared_ptr<OnnxModel> model;
+  {
+    const ReleasedGil released;
+    model = std::make_shared<OnnxModel>(folder, options, search);
+  }
+  warn_if_not_exact(*model, options);
+  return model;
 }
 
 py::tuple cached_rows(const OnnxModel& model, SequenceId sequence, std::int64_t layer,
@@ -96,7 +119,8 @@ void register_onnx(py::module_& module) {
            py::arg("probe") = true, py::arg("onnxruntime") = "")
       .def_property_readonly("contract", &OnnxModel::contract)
       .def_property_readonly("own_attention", &OnnxModel::own_attention)
-      .def_property_readonly("pads_single_rows", &OnnxModel::pads_single_rows)
+      .def_property_readonly("exact", &OnnxModel::exact)
+      .def("padding", &OnnxModel::padding, py::arg("rows"), py::call_guard<ReleasedGil>())
       .def_property_readonly("num_shapes", &OnnxModel::num_shapes)
       .def_property_readonly("onnxruntime_path",
                              [](const OnnxModel& self) { return self.library().path(); })
@@ -114,7 +138,7 @@ void register_onnx(py::module_& module) {
           },
           py::arg("code_objects") = std::vector<std::string>{}, py::call_guard<ReleasedGil>())
       .def_property_readonly("provider", &OnnxModel::provider)
-      .def("probe", &OnnxModel::probe, py::call_guard<ReleasedGil>());
+      .def("probe", &OnnxModel::probe, py::arg("max_rows") = 2, py::call_guard<ReleasedGil>());
   module.def(
       "onnxruntime_providers",
       [](const std::string& onnxruntime) {

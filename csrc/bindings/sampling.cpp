@@ -47,6 +47,14 @@ void register_sampling(py::module_& module) {
       "The token the target emits at `position` when its model says `row`.");
 
   module.def(
+      "score",
+      [](const py::object& row, const SamplingParams& params, std::int64_t position, Token token) {
+        return score(row_of(borrow_logits(row)), params, position, token);
+      },
+      py::arg("row"), py::arg("params"), py::arg("position"), py::arg("token"),
+      "What `choose` compares: a kept token's score.");
+
+  module.def(
       "log_probability",
       [](const py::object& row, Token token) {
         return log_probability(row_of(borrow_logits(row)), token);

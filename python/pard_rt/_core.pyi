@@ -84,6 +84,20 @@ def choose(row: _DLPack, params: SamplingParams, position: int) -> int:
         The row is on a GPU, or of another type or shape.
     """
 
+def score(row: _DLPack, params: SamplingParams, position: int, token: int) -> float:
+    """Return the score of a kept token, which is what `choose` compares.
+
+    That is ``(row[token] - max(row)) / temperature + gumbel(seed, position, token)``; at
+    temperature 0 it is ``row[token] - max(row)``.
+
+    Raises
+    ------
+    InvalidArgumentError
+        The row has no such token.
+    LogitsError, ModelError
+        As in `choose`.
+    """
+
 def log_probability(row: _DLPack, token: int) -> float:
     """Return ``log softmax(row)[token]`` in nats, of the row as it is.
 
@@ -344,6 +358,15 @@ class TokenEvent:
         ------
         InvalidArgumentError
             The observer has returned, so that the row is gone, or it lies on a device.
+        """
+
+    def logits(self) -> NDArray[np.float32]:
+        """Return a copy of the row the token was chosen from, shape [vocab_size].
+
+        Raises
+        ------
+        InvalidArgumentError
+            As in `log_probability`.
         """
 
 @final
@@ -672,12 +695,13 @@ def read_folder(folder: str | PathLike[str]) -> FolderContract:
 class ProbeReport:
     """How a model behaves where decoding relies on it.
 
-    Differences are the largest between two logits, as a part of the largest logit.
+    Differences are the largest between two logits, as a part of the largest logit; 0: the same
+    bits.
     """
 
     @property
-    def single_rows(self) -> float:
-        """Rows computed together, against the same ones computed alone."""
+    def row_counts(self) -> float:
+        """A row in forwards of 1 to `max_rows` rows, against a longer forward's."""
 
     @property
     def rewinding(self) -> float:
@@ -691,7 +715,15 @@ class ProbeReport:
     def same_tokens(self) -> bool:
         """Whether the greedy token was the same throughout."""
 
-def probe_model(model: Model, *, tolerance: float) -> ProbeReport:
+    @property
+    def max_rows(self) -> int:
+        """Forwards of 1 to so many rows were tried; 0: the model has no room for them."""
+
+    @property
+    def rounding(self) -> float:
+        """The most that the model's rounding explains: the limit of `row_counts`."""
+
+def probe_model(model: Model, *, tolerance: float, max_rows: int = 2) -> ProbeReport:
     """Try a model on a sequence of its own, and release it.
 
     Parameters
@@ -700,6 +732,8 @@ def probe_model(model: Model, *, tolerance: float) -> ProbeReport:
         One whose rows are on the CPU.
     tolerance : float
         The most by which equal rows may differ, as a part of the largest logit.
+    max_rows : int
+        Forwards of 1 to so many rows are tried; K + 1 for the rounds of K proposals.
 
     Raises
     ------
@@ -725,9 +759,10 @@ class OnnxModel(Model):
     max_length : int, optional
         Positions one sequence may have; what the folder says by default and at most.
     exact : bool
-        Keep a row's logits from depending on its company: where a quantized graph has another
-        kernel for single rows, those run as two; a target of the portable form runs on the CPU with
-        its weights as floats, at their cost.
+        Keep the bits of a target's row from depending on its company: numbers of rows that ONNX
+        Runtime's kernels compute otherwise are found by trying and padded (see `padding`). A target
+        of the portable form with integer weights runs on the CPU with floats, at their cost. Where
+        nothing makes rows agree, a `FallbackWarning` says so, and `exact` is False.
     own_attention : bool
         Compute GroupQueryAttention on the CPU by this library's kernel, several times faster for
         the rows of a verification, as far as it has what the graph asks for; otherwise ONNX
@@ -783,8 +818,19 @@ class OnnxModel(Model):
         """Whether this library's kernel computes attention."""
 
     @property
-    def pads_single_rows(self) -> bool:
-        """Whether single rows run as two; it costs the last position of ``max_length``."""
+    def exact(self) -> bool:
+        """Whether a row has the same bits in any company, as tried on this machine at opening.
+
+        True for a target of the gqa form, opened with ``exact``, whose rows agree: speculative
+        decoding then gives plain decoding's text bit for bit. False: within rounding.
+        """
+
+    def padding(self, rows: int) -> int:
+        """Return how many rows a forward of so many is padded by, to be exact.
+
+        A number of rows that was not asked for before costs a forward. Padding of single rows is
+        taken off ``max_length``.
+        """
 
     @property
     def onnxruntime_path(self) -> str: ...
@@ -833,8 +879,8 @@ class OnnxModel(Model):
             The device chooses other tokens than the host.
         """
 
-    def probe(self) -> ProbeReport:
-        """Try the graph; sequences in use are not touched.
+    def probe(self, max_rows: int = 2) -> ProbeReport:
+        """Try the graph with forwards of 1 to `max_rows` rows; sequences in use are not touched.
 
         Raises
         ------

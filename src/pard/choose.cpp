@@ -33,6 +33,13 @@ void check_row(const LogitsRow& row) {
   }
 }
 
+void check_token(const LogitsRow& row, Token token) {
+  if (token < 0 || token >= row.size) {
+    throw InvalidArgument({"This token id has no logit", "0 to " + std::to_string(row.size - 1),
+                           std::to_string(token), "Pass an id of the model's own vocabulary."});
+  }
+}
+
 // The row where the host can read it: itself, or its copy.
 LogitsRow on_host(LogitsRow row, std::vector<std::byte>& copy) {
   check_row(row);
@@ -219,13 +226,22 @@ Token choose(const LogitsRow& borrowed, const SamplingParams& params, std::int64
   return kernels().best(prepared, filter(prepared, params), params.seed, position);
 }
 
+double score(const LogitsRow& borrowed, const SamplingParams& params, std::int64_t position,
+             Token token) {
+  params.validate();
+  std::vector<std::byte> copy;
+  const LogitsRow row = on_host(borrowed, copy);
+  check_token(row, token);
+  float logit;
+  const float distance = *floats_of(row, token, 1, &logit) - find_maxima(row).max;
+  if (params.temperature == 0.0F) return distance;
+  return distance * (1.0F / params.temperature) + noise::gumbel(params.seed, position, token);
+}
+
 double log_probability(const LogitsRow& borrowed, Token token) {
   std::vector<std::byte> copy;
   const LogitsRow row = on_host(borrowed, copy);
-  if (token < 0 || token >= row.size) {
-    throw InvalidArgument({"This token id has no logit", "0 to " + std::to_string(row.size - 1),
-                           std::to_string(token), "Pass an id of the model's own vocabulary."});
-  }
+  check_token(row, token);
   const Row prepared = prepare(row, find_maxima(row), 1.0F);
   const double distance = static_cast<double>(prepared.logits[token]) - prepared.max;
   return distance - std::log(kernels().sum_exp(prepared));

@@ -45,6 +45,11 @@ struct SamplingParams {
 // range, LogitsError where the row holds NaN or +inf or nothing but -inf.
 Token choose(const LogitsRow& row, const SamplingParams& params, std::int64_t position);
 
+// What choose() compares: the score of a token that is kept. At temperature 0 it is row[token] -
+// max(row). Throws like log_probability().
+double score(const LogitsRow& row, const SamplingParams& params, std::int64_t position,
+             Token token);
+
 // log softmax(row)[token], of the plain row (no temperature, no filter), in nats. Throws like
 // choose(), and InvalidArgument where the row has no such token.
 double log_probability(const LogitsRow& row, Token token);

@@ -1,7 +1,6 @@
 #include "probe.h"
 
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <cstdint>
 #include <limits>
@@ -16,8 +15,7 @@ namespace pard {
 
 namespace {
 
-constexpr std::size_t num_past = 2;
-constexpr std::size_t num_rows = 3;
+constexpr std::int64_t num_past = 2;
 constexpr SequenceId probe_sequence = std::numeric_limits<SequenceId>::max();
 
 using Row = std::vector<float>;
@@ -36,9 +34,9 @@ class Prober {
   Prober(const Prober&) = delete;
   Prober& operator=(const Prober&) = delete;
 
-  std::vector<Row> forward(std::size_t past, std::span<const Token> tokens) {
+  std::vector<Row> forward(std::int64_t past, std::span<const Token> tokens) {
     const auto wanted = static_cast<std::int64_t>(tokens.size());
-    const ForwardItem item{probe_sequence, static_cast<std::int64_t>(past), tokens, wanted};
+    const ForwardItem item{probe_sequence, past, tokens, wanted};
     const LogitsView logits = model_.forward(std::span(&item, 1));
     std::vector<Row> rows;
     for (std::int64_t row = 0; row < wanted; ++row) {
@@ -52,11 +50,8 @@ class Prober {
     double scale = 0;
     for (std::size_t i = 0; i < a.size(); ++i) {
       if (a[i] == b[i] && std::isinf(a[i]) && a[i] < 0) continue;  // a token that is ruled out
-      if (!std::isfinite(a[i]) || !std::isfinite(b[i])) {
-        throw ModelError({"Model '" + model_.info().name + "' computes logits nobody can choose by",
-                          "finite numbers, or -inf for the same tokens every time",
-                          "NaN or an infinity", "Export it again, in float32."});
-      }
+      require_usable(a[i]);
+      require_usable(b[i]);
       most = std::max(most, std::abs(static_cast<double>(a[i]) - static_cast<double>(b[i])));
       scale = std::max(scale, std::abs(static_cast<double>(a[i])));
     }
@@ -68,6 +63,15 @@ class Prober {
   bool same_tokens() const { return same_tokens_; }
 
  private:
+  void require_usable(float logit) const {
+    if (std::isfinite(logit)) return;
+    throw LogitsError(
+        {"Model '" + model_.info().name + "' returns logits from which no token can be chosen",
+         "finite numbers, or -inf for the same tokens every time",
+         std::isnan(logit) ? "NaN" : "an infinity",
+         "The weights or the computation give it: check the weights, or use float32."});
+  }
+
   Model& model_;
   bool same_tokens_ = true;
 };
@@ -83,34 +87,40 @@ void require(const Model& model, const char* problem, double difference, double 
 
 }  // namespace
 
-ProbeReport probe_model(Model& model, const ProbeLimits& limits) {
+//   tokens    0 1 | 2 3 .. 1 + max_rows | one more, so that no row tried is the longest forward's
+//   last
+ProbeReport probe_model(Model& model, const ProbeLimits& limits, std::int64_t max_rows) {
   const std::int64_t num_tokens = model.info().token_count();
-  std::array<Token, num_past + num_rows> tokens{};
-  if (model.info().max_length < static_cast<std::int64_t>(tokens.size())) {
-    return {};
+  max_rows = std::min(std::max<std::int64_t>(max_rows, 2), model.info().max_length - num_past - 1);
+  if (max_rows < 2) return {};
+  std::vector<Token> tokens;
+  for (std::int64_t i = 0; i < num_past + max_rows + 1; ++i) {
+    tokens.push_back(static_cast<Token>((i * 7919 + 13) % num_tokens));
   }
-  for (std::size_t i = 0; i < tokens.size(); ++i) {
-    tokens[i] = static_cast<Token>((static_cast<std::int64_t>(i) * 7919 + 13) % num_tokens);
+  const auto rows = std::span<const Token>(tokens).subspan(num_past);
+  std::vector<Token> others(rows.begin(), rows.end());
+  for (std::size_t i = 1; i < others.size(); ++i) {
+    others[i] = static_cast<Token>((others[i] + num_tokens / 2 + 1) % num_tokens);
   }
-  const auto past = std::span(tokens).first<num_past>();
-  const auto rows = std::span(tokens).last<num_rows>();
-  auto others = std::to_array({rows[0], rows[1], rows[2]});
-  others[1] = static_cast<Token>((rows[1] + num_tokens / 2 + 1) % num_tokens);
-  others[2] = static_cast<Token>((rows[2] + num_tokens / 3 + 1) % num_tokens);
 
   Prober prober(model);
-  ProbeReport report;
-  prober.forward(0, past);
+  prober.forward(0, std::span<const Token>(tokens).first(num_past));
   const auto expected = prober.forward(num_past, rows);
-  const auto rejected = prober.forward(num_past, others);
-  const auto again = prober.forward(num_past, rows);
-  report.rejected_rows = prober.difference(expected[0], rejected[0]);
-  for (std::size_t i = 0; i < num_rows; ++i) {
-    report.rewinding = std::max(report.rewinding, prober.difference(expected[i], again[i]));
-  }
-  for (std::size_t i = 0; i < 2; ++i) {
-    const auto alone = prober.forward(num_past + i, rows.subspan(i, 1));
-    report.single_rows = std::max(report.single_rows, prober.difference(expected[i], alone[0]));
+  const auto most_different = [&](const std::vector<Row>& actual) {
+    double most = 0;
+    for (std::size_t i = 0; i < actual.size(); ++i) {
+      most = std::max(most, prober.difference(expected[i], actual[i]));
+    }
+    return most;
+  };
+
+  ProbeReport report{.max_rows = max_rows, .rounding = limits.row_counts};
+  report.rejected_rows = prober.difference(expected[0], prober.forward(num_past, others)[0]);
+  report.rewinding = most_different(prober.forward(num_past, rows));
+  for (std::int64_t count = 1; count <= max_rows; ++count) {
+    const auto first = rows.first(static_cast<std::size_t>(count));
+    report.row_counts =
+        std::max(report.row_counts, most_different(prober.forward(num_past, first)));
   }
   report.same_tokens = prober.same_tokens();
 
@@ -119,8 +129,8 @@ ProbeReport probe_model(Model& model, const ProbeLimits& limits) {
   require(model, "lets rejected tokens change the logits before them", report.rejected_rows,
           limits.rejected_rows,
           "Dynamic quantization does that; quantize the weights alone (int4 or int8).");
-  require(model, "computes other logits for several rows than for one", report.single_rows,
-          limits.single_rows, "Export it again, or open it with exact = true.");
+  require(model, "returns other logits for a row when it runs with other rows", report.row_counts,
+          limits.row_counts, "Export it again, or open it with exact = true.");
   return report;
 }
 

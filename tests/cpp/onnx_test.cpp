@@ -285,7 +285,8 @@ TEST_CASE("ONNX Runtime: none found, none usable") {
 
 // Everything below runs graphs.
 
-using Rows = std::vector<std::vector<float>>;
+using Row = std::vector<float>;
+using Rows = std::vector<Row>;
 
 std::vector<Token> some_tokens(std::size_t count) {
   std::vector<Token> tokens(count);
@@ -604,24 +605,92 @@ TEST_CASE("onnx model: static shapes are few") {
   CHECK(open_variant(graphs, {"portable", 0})->num_shapes() == 0);
 }
 
-TEST_CASE("onnx model: a quantized graph pads single rows, bit for bit what several rows give") {
+TEST_CASE("onnx model: a row has the same bits in forwards of any size, keys and values too") {
   const char* graphs = graphs_or_skip();
   if (graphs == nullptr) {
     return;
   }
-  const auto model = open_variant(graphs, {"int4", 0});
-  CHECK(model->pads_single_rows());
-  CHECK(model->info().max_length == 599);
-  const auto tokens = some_tokens(20);
+  const auto tokens = some_tokens(200);
   const auto all = std::span<const Token>(tokens);
-  forward(*model, 1, 0, all.first(10), 0);
-  const Rows several = forward(*model, 1, 10, all.subspan(10, 9), 9);
-  for (std::size_t i = 0; i < 9; ++i) {
-    CHECK(forward(*model, 1, 10 + i, all.subspan(10 + i, 1), 1) == Rows{several[i]});
+  for (const Variant& variant : {Variant{"gqa", 0},
+                                 {"gqa_f16", 0},
+                                 {"builder", 0},
+                                 {"int4", 0},
+                                 {"int4_block64", 0},
+                                 {"int4_block128", 0},
+                                 {"int8", 0},
+                                 {"int8_block128", 0},
+                                 {"gqa", 0, false, false, false},
+                                 {"int4_block64", 0, false, true, false}}) {
+    CAPTURE(variant.folder);
+    CAPTURE(variant.own_attention);
+    const auto model = open_variant(graphs, variant);
+    REQUIRE(model->exact());
+    CHECK(model->info().max_length == 600 - model->padding(1));
+    Rows expected;
+    for (std::size_t past = 0; past < 192; past += 16) {
+      for (Row& row : forward(*model, 1, past, all.subspan(past, 16), 16)) {
+        expected.push_back(std::move(row));
+      }
+    }
+    const CachedRows cached = model->cached_rows(1, 1, 192);
+    const auto same_prefix = [](const std::vector<float>& part, const std::vector<float>& whole) {
+      return std::equal(part.begin(), part.end(), whole.begin());
+    };
+    for (std::size_t rows = 1; rows <= 180; rows += rows < 80 ? 1 : 7) {
+      CAPTURE(rows);
+      const auto begin = expected.begin() + 11;
+      const auto end = begin + static_cast<std::ptrdiff_t>(rows);
+      forward(*model, 1, 11, all.subspan(11, 5),
+              0);  // what the last one left is not there any more
+      REQUIRE(forward(*model, 1, 11, all.subspan(11, rows), rows) == Rows(begin, end));
+      REQUIRE(forward(*model, 1, 11, all.subspan(11, rows), 1) == Rows(end - 1, end));
+      const CachedRows now = model->cached_rows(1, 1, 11 + static_cast<std::int64_t>(rows));
+      REQUIRE(same_prefix(now.keys, cached.keys));
+      REQUIRE(same_prefix(now.values, cached.values));
+    }
   }
+}
+
+TEST_CASE("onnx model: up to the limit rows are padded as far as there is room, or go one by one") {
+  const char* graphs = graphs_or_skip();
+  if (graphs == nullptr) {
+    return;
+  }
+  const auto tokens = some_tokens(64);
+  const auto all = std::span<const Token>(tokens);
   OnnxModelOptions options;
-  options.exact = false;
-  CHECK_FALSE(OnnxModel(fs::path(graphs) / "int4", options).pads_single_rows());
+  options.max_length = 64;
+  OnnxModel model(fs::path(graphs) / "int4_block64", options);
+  const auto length = static_cast<std::size_t>(model.info().max_length);
+  const Rows expected = recompute(model, all.first(length), 0, length);
+  for (const std::size_t rows : {1U, 2U, 3U, 8U, 9U, 17U}) {
+    forward(model, 1, 0, all.first(length - rows), 0);
+    CHECK(forward(model, 1, length - rows, all.subspan(length - rows, rows), rows) ==
+          Rows(expected.end() - rows, expected.end()));
+  }
+  CHECK_THROWS_AS(forward(model, 1, length, all.subspan(length, 1), 1), InvalidArgument);
+}
+
+TEST_CASE("onnx model: exact are targets of the gqa form, if they are to be") {
+  const char* graphs = graphs_or_skip();
+  if (graphs == nullptr) {
+    return;
+  }
+  for (const char* folder : {"gqa", "int4_block64", "portable"}) {
+    CAPTURE(folder);
+    const bool possible = std::string_view(folder) != "portable";
+    OnnxModelOptions options;
+    CHECK(OnnxModel(fs::path(graphs) / folder, options).exact() == possible);
+    options.is_target = false;
+    CHECK_FALSE(OnnxModel(fs::path(graphs) / folder, options).exact());
+    options = {};
+    options.exact = false;
+    OnnxModel model(fs::path(graphs) / folder, options);
+    CHECK_FALSE(model.exact());
+    CHECK(model.padding(1) == 0);
+    CHECK(model.info().max_length == 600);
+  }
 }
 
 TEST_CASE("onnx model: an exact target of the portable form has no integer kernels") {
@@ -635,7 +704,7 @@ TEST_CASE("onnx model: an exact target of the portable form has no integer kerne
     options.exact = exact;
     options.is_target = is_target;
     OnnxModel model(fs::path(graphs) / "portable_int4", options);
-    CHECK(model.pads_single_rows() == (exact && !is_target));
+    CHECK_FALSE(model.exact());
     return forward(model, 1, 0, tokens, 20);
   };
   const Rows floats = rows_of(true, true);

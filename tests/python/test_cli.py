@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -430,20 +431,71 @@ class Moody(Model):
         pass
 
 
-def test_checks_that_fail(
-    pair: Pair, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    model = Moody()
-    report = SimpleNamespace(single_rows=0.0, rewinding=0.0, rejected_rows=0.0, same_tokens=False)
-    opened = OpenedModel("moody", "", model, model.info(), None, (), lambda: report, no_text, False)
+def opened_for_check(monkeypatch: pytest.MonkeyPatch, model: Model, **report: Any) -> None:
+    """`pard-rt check` finds this model, and that report of its rows."""
+    rows = {"row_counts": 0.0, "rewinding": 0.0, "rejected_rows": 0.0, "same_tokens": True}
+    told = SimpleNamespace(**rows | {"rounding": 1e-3} | report)
+
+    def probe(max_rows: int) -> Any:
+        told.max_rows = max_rows
+        return told
+
+    opened = OpenedModel("moody", "", model, model.info(), None, (), probe, no_text, False)
     monkeypatch.setattr(check_module, "open_model", lambda *_, **__: opened)
+
+
+def test_checks_that_fail(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    opened_for_check(monkeypatch, Moody(), same_tokens=False)
     assert main(["check", "moody"]) == 1
     text = capsys.readouterr().out
     assert re.search(r"FAIL +target: rows agree .*the likeliest token is another", text)
     assert re.search(r"FAIL +greedy: same text as plain +prompt 0: token \d+ is \d+, plain", text)
-    assert re.search(r"\(log-probabilities -\d+\.\d{4} and -0\.\d{4}\)", text)
-    assert "Near-ties flip" in text
+    assert "This is no near-tie: their logits differ by 1 of the largest logit" in text
     assert "3 of 4 checks failed" in text
+
+
+def test_rows_are_not_said_to_agree_above_texts_that_differ(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    opened_for_check(monkeypatch, Moody())
+    assert main(["check", "moody", "--num-speculative-tokens", "5"]) == 1
+    text = capsys.readouterr().out
+    assert not re.search("ok +target: rows agree", text)
+    assert re.search(r"note +target: rows agree +the same bits in forwards of 1 to 6 rows", text)
+    assert "2 of 3 checks failed" in text
+
+
+class NearTies(Moody):
+    """Two tokens lead all others by far and each other by next to nothing, as rounding decides."""
+
+    gap = 1e-6
+
+    def forward(self, batch: list[ForwardItem]) -> np.ndarray:
+        rows = [
+            np.array([100.0 - self.gap * (item.num_rows > 1), 100.0 - self.gap / 2] + [0.0] * 9)
+            for item in batch
+            for _ in range(item.num_rows)
+        ]
+        return np.stack(rows).astype(np.float32) if rows else np.zeros((0, 11), np.float32)
+
+
+def test_a_near_tie_is_told_from_rows_far_apart_by_its_rows(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    opened_for_check(monkeypatch, model := NearTies(), row_counts=1e-6)
+    model.gap = 1e-3
+    assert main(["check", "ties"]) == 1
+    text = capsys.readouterr().out
+    greedy, sampled = text.split("greedy: same text")[1].split("T = 0.8: same text")
+    for part in (greedy, sampled):
+        assert "token 1 is 1, plain decoding has 0" in part or "ok" in part
+    assert "The two tokens nearly tie, so rounding decided: their logits differ by 1e-05" in greedy
+    assert "leads by a score of 0.0005 in its row, the round's by 0.0005" in greedy
+    model.gap = 1.0
+    assert main(["check", "ties"]) == 1
+    assert "This is no near-tie" in capsys.readouterr().out
 
 
 def test_a_model_that_throws_fails_its_checks(
@@ -455,7 +507,7 @@ def test_a_model_that_throws_fails_its_checks(
 
     model = Broken()
 
-    def probe() -> ProbeReport:
+    def probe(max_rows: int) -> ProbeReport:
         raise ModelError("it cannot be rewound", "0", "1", "export it again")
 
     opened = OpenedModel("broken", "", model, model.info(), None, (), probe, no_text, False)

@@ -12,7 +12,7 @@ import torch
 
 import pard_rt
 from pard_rt import reference
-from pard_rt._core import RoundExecutor, SequenceRound
+from pard_rt._core import RoundExecutor, SequenceRound, score
 from table_models import MASK, VOCAB, TableLanguage, TableModel
 
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
@@ -477,3 +477,60 @@ def test_the_probe_heeds_tokens_that_are_ruled_out() -> None:
     model.wrong = model.num_forwards + 2
     with pytest.raises(pard_rt.ModelError, match="same tokens every time"):
         pard_rt.probe_model(model, tolerance=1e-5)
+
+
+class Rowwise(TableModel):
+    """Adds `extra` to the logits of forwards of `rows` rows."""
+
+    rows, extra = 5, 1e-3
+
+    def forward(self, batch: list[pard_rt.ForwardItem]) -> np.ndarray:
+        logits = super().forward(batch)
+        assert isinstance(logits, np.ndarray)
+        return logits + self.extra * (len(logits) == self.rows)
+
+
+def test_the_probe_tries_every_number_of_rows_up_to_the_one_asked_for() -> None:
+    for max_rows, rows, seen in ((9, 5, True), (9, 9, True), (3, 5, False), (2, 1, True)):
+        model = Rowwise(TableLanguage(0))
+        model.rows = rows
+        report = pard_rt.probe_model(model, tolerance=0.1, max_rows=max_rows)
+        assert (report.row_counts > 0) == seen, (max_rows, rows)
+        assert (report.max_rows, report.rounding) == (max_rows, pytest.approx(0.1))
+    with pytest.raises(pard_rt.ModelError, match="other logits for a row when it runs with other"):
+        pard_rt.probe_model(Rowwise(TableLanguage(0)), tolerance=1e-7, max_rows=9)
+
+
+@pytest.mark.parametrize(("extra", "name"), [(np.nan, "NaN"), (np.inf, "an infinity")])
+def test_the_probe_says_which_number_spoils_the_logits(extra: float, name: str) -> None:
+    model = Rowwise(TableLanguage(0))
+    model.rows, model.extra = 3, extra
+    with np.errstate(invalid="ignore"), pytest.raises(pard_rt.ModelError) as failed:
+        pard_rt.probe_model(model, tolerance=1.0)
+    assert "returns logits from which no token can be chosen" in failed.value.problem
+    assert failed.value.actual == name
+    assert "weights or the computation" in failed.value.remedy
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_the_token_chosen_has_the_best_score(temperature: float) -> None:
+    random = np.random.default_rng(0)
+    params = pard_rt.SamplingParams(temperature=temperature, seed=4)
+    for position in range(20):
+        row = random.normal(size=64).astype(np.float32)
+        scores = [score(row, params, position, token) for token in range(64)]
+        assert int(np.argmax(scores)) == pard_rt.choose(row, params, position)
+    with pytest.raises(pard_rt.InvalidArgumentError, match="has no logit"):
+        score(row, params, 0, 64)
+
+
+def test_an_observer_sees_the_row_its_token_was_chosen_from() -> None:
+    rows: list[tuple[pard_rt.TokenEvent, np.ndarray]] = []
+    decoder = pard_rt.Decoder(TableModel(TableLanguage(0)))
+    decoder.add(
+        PROMPT, max_new_tokens=3, observer=lambda event: rows.append((event, event.logits()))
+    )
+    decoder.run()
+    assert [int(row.argmax()) for _, row in rows] == [event.token for event, _ in rows]
+    with pytest.raises(pard_rt.InvalidArgumentError, match="row of this token is gone"):
+        rows[0][0].logits()

@@ -9,6 +9,8 @@ kernels round differently for one row and for several: `assert_no_near_tie` show
 from __future__ import annotations
 
 import inspect
+import json
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,9 +18,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+from onnxruntime.quantization.matmul_nbits_quantizer import (
+    DefaultWeightOnlyQuantConfig,
+    MatMulNBitsQuantizer,
+)
 from transformers import AutoModelForCausalLM, DynamicCache
 
 import pard_rt
@@ -402,8 +410,7 @@ def test_quantized_graphs_give_their_own_plain_text(
 ) -> None:
     target = pard_rt.OnnxModel(quantized_folder, threads=1)
     draft = pard_rt.OnnxModel(quantized_folder, threads=1, is_target=False)
-    assert target.pads_single_rows == (target.contract.form == "gqa")
-    assert draft.pads_single_rows
+    assert target.exact == (target.contract.form == "gqa")
     expected, _ = decode(target, None, 0, sampling=sampling)
     for request, text in zip(REQUESTS, expected, strict=True):
         assert decode(target, None, 0, [request], sampling)[0] == [text]
@@ -415,6 +422,85 @@ def test_quantized_graphs_give_their_own_plain_text(
             texts, counts = decode(target, drafter, k, sampling=sampling)
             assert texts == expected
             assert counts.accepted > 0
+
+
+@pytest.fixture(
+    scope="module", params=[(4, 64), (4, 128), (8, 128)], ids=["4x64", "4x128", "8x128"]
+)
+def wide_blocks(
+    request: pytest.FixtureRequest,
+    tiny_models: TinyModels,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """A folder in blocks for which ONNX Runtime's kernels compute odd last rows by themselves."""
+    bits, block_size = request.param
+    folder = tiny_models.folder("llama", "gqa", seed=SEED, num_hidden_layers=2)
+    out = tmp_path_factory.mktemp("wide") / f"int{bits}"
+    shutil.copytree(folder, out)
+    config = DefaultWeightOnlyQuantConfig(block_size=block_size, accuracy_level=4, bits=bits)
+    quantizer = MatMulNBitsQuantizer(onnx.load(folder / "model.onnx"), algo_config=config)
+    quantizer.process()
+    for file in out.glob("model.onnx*"):
+        file.unlink()
+    quantizer.model.save_model_to_file(str(out / "model.onnx"))
+    contract = json.loads((out / "pard_rt.json").read_text())
+    (out / "pard_rt.json").write_text(json.dumps(contract | {"weights": f"int{bits}"}))
+    return out
+
+
+def test_80_texts_in_blocks_of_any_size_are_plain_decoding_s(wide_blocks: Path) -> None:
+    target, draft = (pard_rt.OnnxModel(wide_blocks, threads=1) for _ in range(2))
+    assert target.exact
+    requests = [Request(1 + i % 23, i // 4, max_new_tokens=24) for i in range(80)]
+    expected, _ = decode(target, None, 0, requests)
+    for k in (8, 1, 2, 3, 6, 16):
+        texts, counts = decode(target, pard_rt.AutoregressiveDrafter(draft), k, requests)
+        different = [
+            i
+            for i, pair in enumerate(zip(texts, expected, strict=True))
+            if len(set(map(tuple, pair))) > 1
+        ]
+        assert different == []
+        assert counts.accepted > 0.5 * counts.drafted
+
+
+def test_rows_that_no_padding_makes_alike_are_told_at_opening(
+    tiny_models: TinyModels, tmp_path: Path
+) -> None:
+    folder = tmp_path / "crooked"
+    shutil.copytree(tiny_models.folder("llama", "gqa", seed=SEED, num_hidden_layers=2), folder)
+    add_to_rows_by_place(folder / "model.onnx", 1e-6)
+    with pytest.warns(pard_rt.FallbackWarning, match="Decoding is not exact") as warned:
+        target = pard_rt.OnnxModel(folder, threads=1)
+    assert [each.filename for each in warned] == [__file__]
+    assert not target.exact
+    assert [target.padding(rows) for rows in (1, 9)] == [0, 0]
+    assert not pard_rt.OnnxModel(folder, threads=1, exact=False).exact
+    assert not pard_rt.OnnxModel(folder, threads=1, is_target=False).exact
+
+
+def add_to_rows_by_place(file: Path, step: float) -> None:
+    """Make a graph's logits depend a little on which row of the forward it is."""
+    model = onnx.load(file)
+    graph = model.graph
+    (producer,) = (node for node in graph.node if "logits" in node.output)
+    producer.output[list(producer.output).index("logits")] = "straight"
+    constants = {"one": np.int64(1), "zero": np.int64(0), "step": np.float32(step)}
+    graph.initializer.extend(numpy_helper.from_array(np.array(v), k) for k, v in constants.items())
+    graph.initializer.append(numpy_helper.from_array(np.array([1]), "axis"))
+    make = helper.make_node
+    graph.node.extend(
+        [
+            make("Shape", ["straight"], ["shape"]),
+            make("Gather", ["shape", "one"], ["rows"]),
+            make("Range", ["zero", "rows", "one"], ["places"]),
+            make("Cast", ["places"], ["floats"], to=onnx.TensorProto.FLOAT),
+            make("Mul", ["floats", "step"], ["small"]),
+            make("Unsqueeze", ["small", "axis"], ["column"]),
+            make("Add", ["straight", "column"], ["logits"]),
+        ]
+    )
+    onnx.save(model, file, save_as_external_data=True, location=f"{file.name}.data")
 
 
 @pytest.mark.parametrize("kind", ["masked twin", "autoregressive twin"])
@@ -473,9 +559,8 @@ def test_folders_of_genai_s_builder_give_what_genai_generates(builder_folder: Pa
     target, draft = (pard_rt.OnnxModel(builder_folder, threads=1) for _ in range(2))
     assert target.contract.from_builder
     expected, _ = decode(target, None, 0)
-    if target.contract.weights == "int4":  # genai runs single rows by themselves, exact mode by two
-        assert target.pads_single_rows
-    else:
+    assert target.exact
+    if target.contract.weights != "int4":  # exact mode may pad single rows, genai does not
         for request, text in zip(REQUESTS, expected, strict=True):
             generated = genai_greedy(builder_folder, request)
             assert text[: len(generated)] == generated

@@ -21,8 +21,8 @@ WHEELS = {
     "rocm": "onnxruntime-rocm",
 }
 
-# A library that hands everything on to the installed one, but claims to have been built for CUDA:
-# what a wheel is on a machine without the driver.
+# A library that hands everything on to the installed one, but claims to be of some version and to
+# have been built for CUDA: what a wheel is on a machine without the driver.
 PRETENDER = """
 #include <dlfcn.h>
 #include <stdint.h>
@@ -40,13 +40,13 @@ static void* get_available_providers(char*** list, int* count) {
 }
 static void* release_available_providers(char** list, int count) { return 0; }
 static const void* const* get_api(uint32_t version) {
-  static const void* table[217];  /* up to the last function pard-rt calls */
+  static const void* table[275];  /* up to the last function pard-rt calls */
   memcpy(table, installed()->get_api(version), sizeof(table));
   table[125] = (const void*)get_available_providers;
   table[126] = (const void*)release_available_providers;
   return table;
 }
-static const char* version(void) { return installed()->version(); }
+static const char* version(void) { return VERSION; }
 const Base* OrtGetApiBase(void) {
   static const Base base = {get_api, version};
   return &base;
@@ -122,20 +122,57 @@ def test_a_missing_provider_is_an_error_that_names_its_wheel(
     assert all(str(path) in caught.value.actual for path in sites)
 
 
-def test_a_provider_without_its_driver_is_an_error_and_the_cpu_still_runs(
-    folder: Path, site: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def make_pretender(site: Path, version: str) -> None:
+    """Put a pretending library where a wheel of that directory would have its own."""
     compiler = shutil.which("cc")
     if compiler is None:
         pytest.skip("no C compiler to make the pretending library with")
-    pretender = tmp_path / "pretender" / "onnxruntime" / "capi" / "libonnxruntime.so.1.99.0"
-    pretender.parent.mkdir(parents=True)
-    define = f'-DINSTALLED="{INSTALLED}"'
+    library = site / "onnxruntime" / "capi" / "libonnxruntime.so.1.99.0"
+    library.parent.mkdir(parents=True)
+    defines = [f'-DINSTALLED="{INSTALLED}"', f'-DVERSION="{version}"']
     subprocess.run(
-        [compiler, "-shared", "-fPIC", define, "-o", str(pretender), "-x", "c", "-", "-ldl"],
+        [compiler, "-shared", "-fPIC", *defines, "-o", str(library), "-x", "c", "-", "-ldl"],
         input=PRETENDER.encode(),
         check=True,
     )
+
+
+@pytest.mark.parametrize(("version", "opens"), [("1.21.1", False), ("1.22.0", True)])
+def test_eight_bits_need_a_version_that_has_them(
+    version: str,
+    opens: bool,
+    tiny_models: TinyModels,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    folders = [
+        tiny_models.folder("llama", "gqa", weights, seed=1, mask_token=True, num_hidden_layers=1)
+        for weights in ("fp32", "int8")
+    ]
+    make_pretender(tmp_path, version)
+    search_in(monkeypatch, tmp_path)
+    assert pard_rt.OnnxModel(folders[0], threads=1).onnxruntime_version == version
+    if opens:
+        assert pard_rt.OnnxModel(folders[1], threads=1).exact
+        return
+    with pytest.raises(pard_rt.RuntimeMissingError, match="needs a newer ONNX Runtime") as caught:
+        pard_rt.OnnxModel(folders[1], threads=1)
+    assert "1.22" in caught.value.expected
+    assert version in caught.value.actual
+
+
+def test_libraries_older_than_any_that_serves_are_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    make_pretender(tmp_path, "1.19.2")
+    with pytest.raises(pard_rt.RuntimeMissingError, match=r"version 1\.19\.2"):
+        pard_rt.OnnxModel(folder, threads=1, onnxruntime=str(tmp_path))
+
+
+def test_a_provider_without_its_driver_is_an_error_and_the_cpu_still_runs(
+    folder: Path, site: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    make_pretender(tmp_path / "pretender", "1.99.0")
     for order in permutations((site("plain"), tmp_path / "pretender")):
         search_in(monkeypatch, *order)
         with pytest.raises(pard_rt.ModelError, match="could not use the provider 'cuda'") as caught:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
+from typing import TypeAlias
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from pard_rt._core import (
     ModelInfo,
     OnnxModel,
     ParallelDrafter,
+    ProbeReport,
     SamplingParams,
 )
 from pard_rt.cli.output import explain, paint, print_field, print_verdict, progress
@@ -32,16 +33,14 @@ from pard_rt.migraphx import describe
 from pard_rt.models import OpenedModel, OpenOptions, open_model
 from pard_rt.vocabulary import vocabulary_notice
 
+_Texts: TypeAlias = "dict[str, Outcome | ModelError]"  # by the name of the sampling
+
 _PROMPT_LENGTHS = (1, 7, 24, 60)
 _SAMPLINGS = (
     ("greedy", SamplingParams()),
     ("T = 0.8", SamplingParams(temperature=0.8, seed=1)),
 )
-_NEAR_TIES = (
-    "Near-ties flip where kernels round differently for one row and for several: use fp32 weights, "
-    "or a build of ONNX Runtime whose kernels agree."
-)
-_FAR_APART = "Tokens far apart are no rounding: export the model again, or report it."
+_TIES = "Rounding decides where two tokens nearly tie; float32 weights have the fewest near-ties."
 
 
 @dataclass
@@ -104,13 +103,14 @@ def run_check(arguments: argparse.Namespace) -> int:
     made_up = MadeUpDraft(target.info) if draft is None else None
     drafter = _drafter(draft, made_up)
     agree = _check_tokenizers(verdicts, target, draft, drafter, k)
-    _check_rows(verdicts, "target", target, required=True)
+    rows = _try_rows(target, k)
+    texts = _decode(costs, target, drafter, made_up, prompts, k) if agree else {}
+    _show_rows(verdicts, "target", rows, texts)
     _note_migraphx("target", target)
     if draft is not None:
-        _check_rows(verdicts, "draft", draft, required=False)
+        _show_rows(verdicts, "draft", _try_rows(draft, k), None)
         _note_migraphx("draft", draft)
-    if agree:
-        _check_texts(verdicts, costs, target, drafter, made_up, prompts, k)
+    _show_texts(verdicts, texts, prompts, rows)
 
     print()
     if costs.tokens_per_round:
@@ -204,19 +204,33 @@ def _check_tokenizers(
     return True
 
 
-def _check_rows(verdicts: _Verdicts, role: str, model: OpenedModel, *, required: bool) -> None:
-    """Try rows alone and together; a draft may differ, since it only proposes."""
-    what = f"{role}: rows agree"
+def _try_rows(model: OpenedModel, k: int) -> ProbeReport | ModelError:
+    """Try every number of rows that a round of up to K proposals has."""
     try:
         with progress(f"trying {model.source}"):
-            rows = model.probe()
+            return model.probe(k + 1)
     except ModelError as error:
-        verdicts.fail(what, error.problem, *explain(error))
+        return error
+
+
+def _show_rows(
+    verdicts: _Verdicts, role: str, rows: ProbeReport | ModelError, texts: _Texts | None
+) -> None:
+    """Tell how alike rows are; a draft's (without `texts`) may differ, since it only proposes."""
+    what = f"{role}: rows agree"
+    if isinstance(rows, ModelError):
+        verdicts.fail(what, rows.problem, *explain(rows))
         return
-    apart = max(rows.single_rows, rows.rejected_rows)
-    detail = f"within {apart:.1g} of the largest logit"
-    if required and not rows.same_tokens:
-        verdicts.fail(what, f"{detail}, but the likeliest token is another", _NEAR_TIES)
+    if rows.max_rows == 0:
+        print_verdict("note", what, "not tried: its max_length leaves no room for a round")
+        return
+    apart = max(rows.row_counts, rows.rejected_rows)
+    within = f"within {apart:.1g} of the largest logit" if apart else "the same bits"
+    detail = f"{within} in forwards of 1 to {rows.max_rows} rows"
+    if texts is not None and not rows.same_tokens:
+        verdicts.fail(what, f"{detail}, but the likeliest token is another", _TIES)
+    elif any(isinstance(text, Outcome) and text.difference for text in (texts or {}).values()):
+        print_verdict("note", what, f"{detail} of a short trial, but not in the texts below")
     else:
         verdicts.ok(what, detail)
     verdicts.ok(f"{role}: cache rewinds", f"within {rows.rewinding:.1g}")
@@ -227,54 +241,44 @@ def _note_migraphx(role: str, model: OpenedModel) -> None:
         print_verdict("note", f"{role}: on MIGraphX", *describe(Path(model.source)).splitlines())
 
 
-def _check_texts(
-    verdicts: _Verdicts,
+def _decode(
     costs: _Costs,
     target: OpenedModel,
     drafter: Drafter | Error,
     made_up: MadeUpDraft | None,
     prompts: list[Prompt],
     k: int,
-) -> None:
+) -> _Texts:
+    """Decode the prompts with and without the draft; a model that fails is told of later."""
     assert not isinstance(drafter, Error)
+    texts: _Texts = {}
     for name, sampling in _SAMPLINGS:
-        what = f"{name}: same text as plain"
-
-        def decode(sampling: SamplingParams = sampling) -> Outcome:
-            return compare(
-                target.model,
-                drafter,
-                made_up,
-                prompts,
-                sampling,
-                k,
-                costs.plain,
-                costs.speculative,
-            )
-
-        outcome = _guarded(verdicts, what, f"decoding, {name}", decode)
-        if outcome is None:
+        samples = (costs.plain, costs.speculative)
+        try:
+            with progress(f"decoding, {name}"):
+                text = compare(target.model, drafter, made_up, prompts, sampling, k, *samples)
+        except ModelError as error:
+            texts[name] = error
             continue
-        costs.tokens_per_round.append((name, outcome.tokens_per_round))
-        if outcome.difference is None:
-            verdicts.ok(
-                what, f"{_count(len(prompts), 'prompt')}, {_count(outcome.num_tokens, 'token')}"
-            )
+        costs.tokens_per_round.append((name, text.tokens_per_round))
+        texts[name] = text
+    return texts
+
+
+def _show_texts(
+    verdicts: _Verdicts, texts: _Texts, prompts: list[Prompt], rows: ProbeReport | ModelError
+) -> None:
+    rounding = 0.0 if isinstance(rows, ModelError) else rows.rounding
+    for name, text in texts.items():
+        what = f"{name}: same text as plain"
+        if isinstance(text, ModelError):
+            verdicts.fail(what, text.problem, *explain(text))
+        elif text.difference is None:
+            count = f"{_count(len(prompts), 'prompt')}, {_count(text.num_tokens, 'token')}"
+            verdicts.ok(what, count)
         else:
-            prompt, difference = outcome.difference
-            verdicts.fail(what, f"prompt {prompt}: {difference}", _NEAR_TIES, _FAR_APART)
-
-
-def _guarded(
-    verdicts: _Verdicts, what: str, doing: str, decode: Callable[[], Outcome]
-) -> Outcome | None:
-    """Decode; a model that fails is a check that failed."""
-    try:
-        with progress(doing):
-            return decode()
-    except ModelError as error:
-        verdicts.fail(what, error.problem, *explain(error))
-        return None
+            prompt, difference = text.difference
+            verdicts.fail(what, f"prompt {prompt}: {difference}", difference.explain(rounding))
 
 
 def _print_costs(costs: _Costs, k: int, draft: OpenedModel | None, *, own_prompts: bool) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pard_rt._core import ForwardItem, Model, ModelInfo, ProbeReport, probe_model
-from pard_rt.errors import InvalidArgumentError, ModelError
+from pard_rt.errors import InvalidArgumentError, LogitsError, ModelError
 from pard_rt.models.checkpoint import LoadedModel
 from pard_rt.pytorch.attention import PackedRows, Segment, SequenceCache
 from pard_rt.pytorch.fork import OpenedHere
@@ -103,8 +103,8 @@ class TorchModel(Model):
         )
         return logits.cpu() if len(rows) else None
 
-    def probe(self) -> ProbeReport:
-        """Try what decoding relies on, within what this module's own computation differs by.
+    def probe(self, max_rows: int = 2) -> ProbeReport:
+        """Try forwards of 1 to `max_rows` rows, within what this module's own computation differs by.
 
         Raises
         ------
@@ -112,7 +112,9 @@ class TorchModel(Model):
             Rows do not rewind, or depend on those beside them.
         """
         try:
-            return probe_model(self, tolerance=self._tolerance)
+            return probe_model(self, tolerance=self._tolerance, max_rows=max_rows)
+        except LogitsError:
+            raise
         except ModelError as error:
             raise ModelError(
                 error.problem,

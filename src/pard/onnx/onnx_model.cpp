@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
+#include <functional>
 #include <limits>
 #include <string_view>
 #include <utility>
@@ -28,9 +30,27 @@ constexpr double quantized_difference = 0.2;
 constexpr double no_difference_f32 = 1e-5;
 constexpr double no_difference_f16 = 4e-3;
 
-FolderContract open_contract(const std::filesystem::path& folder, const OnnxModelOptions& options) {
+// Adds bytes to a digest.
+void add_to(RowCounts::Digest& digest, const std::vector<std::byte>& bytes) {
+  const std::string_view text(reinterpret_cast<const char*>(bytes.data()), bytes.size());
+  digest = 31 * digest + std::hash<std::string_view>{}(text);
+}
+
+// What older versions say of such a graph names neither version nor weights.
+void check_version(const FolderContract& contract, const OrtLibrary& library) {
+  if (contract.file_summary.weight_bits.contains(8) && !library.is_at_least(22)) {
+    throw RuntimeMissing({"Model '" + contract.name + "' needs a newer ONNX Runtime",
+                          "version 1.22 or later, whose MatMulNBits takes weights of 8 bits",
+                          "version " + library.version() + ", '" + library.path() + "'",
+                          "Install it with: pip install -U onnxruntime."});
+  }
+}
+
+FolderContract open_contract(const std::filesystem::path& folder, const OnnxModelOptions& options,
+                             const OrtLibrary& library) {
   FolderContract contract = read_folder(folder);
   check_provider(contract, options.session.provider);
+  check_version(contract, library);
   for (const char* op : {"DynamicQuantizeLinear", "DynamicQuantizeMatMul"}) {
     if (options.is_target && contract.file_summary.op_types.contains(op)) {
       throw ModelError({"Model '" + contract.name + "' cannot be a target",
@@ -102,7 +122,7 @@ OnnxModel::OnnxModel(const std::filesystem::path& folder, const OnnxModelOptions
 OnnxModel::OnnxModel(const std::filesystem::path& folder, const OnnxModelOptions& options,
                      std::shared_ptr<const OrtLibrary> library)
     : library_(std::move(library)),
-      contract_(open_contract(folder, options)),
+      contract_(open_contract(folder, options, *library_)),
       provider_(options.session.provider),
       own_attention_(uses_own_attention(contract_, options)),
       session_(library_, folder / contract_.graph, session_options(contract_, options)),
@@ -119,10 +139,9 @@ OnnxModel::OnnxModel(const std::filesystem::path& folder, const OnnxModelOptions
                            "the portable form", "the gqa form",
                            "Export it with: pard-rt export --form portable."});
   }
-  pads_single_rows_ = options.exact && integer_kernels_;
   info_.name = contract_.name;
   info_.vocab_size = contract_.vocab_size;
-  info_.max_length = contract_.max_length - (pads_single_rows_ ? 1 : 0);
+  info_.max_length = contract_.max_length;
   info_.num_tokens = contract_.num_tokens;
   info_.token_bytes = read_token_bytes(folder, contract_);
   if (!info_.token_bytes && options.token_bytes) {
@@ -138,19 +157,72 @@ OnnxModel::OnnxModel(const std::filesystem::path& folder, const OnnxModelOptions
   } else if (static_shapes_) {
     max_rows_per_run_ = static_rows.back();
   }
+  // Elsewhere attention sums in an order that depends on where a sequence is cut.
+  if (options.exact && is_target_ && contract_.form == GraphForm::gqa) {
+    row_counts_ = measure_row_counts();
+    if (row_counts_.unit() == 1) max_rows_per_run_ = 1;
+    info_.max_length -= padding(1);
+  }
   if (options.probe) {
     probe();
   }
 }
 
-ProbeReport OnnxModel::probe() {
+RowCounts OnnxModel::measure_row_counts() {
+  const auto forward = [this](std::int64_t past, std::int64_t rows) {
+    std::vector<Token> tokens;
+    for (std::int64_t i = past; i < past + rows; ++i) {
+      tokens.push_back(static_cast<Token>((i * 7919 + 13) % info_.token_count()));
+    }
+    if (!measured_) measured_ = runner_.make_cache();
+    reserve_logits(rows);
+    run(*measured_, {.past_length = past, .tokens = tokens, .num_logits = rows}, 0);
+    std::vector<RowCounts::Digest> all = digests(*measured_, past, past + rows);
+    for (std::int64_t i = 0; i < rows; ++i) {
+      add_to(all[static_cast<std::size_t>(i)], read_logits(i));
+    }
+    return all;
+  };
+  RowCounts counts(forward, contract_.max_length);
+  if (!counts.exact()) measured_.reset();
+  return counts;
+}
+
+// One for each row [begin, end) of a cache, over its keys and values.
+std::vector<RowCounts::Digest> OnnxModel::digests(const SequenceCache& cache, std::int64_t begin,
+                                                  std::int64_t end) const {
+  const KvBuffer& buffer = cache.buffer;
+  const KvShape& shape = buffer.shape();
+  std::vector<RowCounts::Digest> all(static_cast<std::size_t>(end - begin));
+  std::vector<std::byte> bytes(static_cast<std::size_t>(shape.head_dim) * shape.element_size);
+  for (std::size_t part = 0; part < 2 * static_cast<std::size_t>(shape.num_layers); ++part) {
+    for (std::int64_t row = begin; row < end; ++row) {
+      for (std::int64_t head = 0; head < shape.num_heads; ++head) {
+        buffer.memory().read(bytes.data(), buffer.part(part) + buffer.offset(row, head),
+                             bytes.size());
+        add_to(all[static_cast<std::size_t>(row - begin)], bytes);
+      }
+    }
+  }
+  return all;
+}
+
+std::vector<std::byte> OnnxModel::read_logits(std::int64_t row) const {
+  std::vector<std::byte> bytes(static_cast<std::size_t>(info_.vocab_size) * size_of(types_.logits));
+  logits_memory_->read(bytes.data(), logits_row(row), bytes.size());
+  return bytes;
+}
+
+ProbeReport OnnxModel::probe(std::int64_t max_rows) {
   const bool half = types_.kv == DType::f16 || types_.logits == DType::f16;
   const bool rough = half || integer_kernels_ || !is_target_;
   constexpr double unlimited = std::numeric_limits<double>::infinity();
   const double none = half ? no_difference_f16 : no_difference_f32;
-  return probe_model(*this, {.single_rows = rough ? quantized_difference : exact_difference,
-                             .rewinding = is_target_ ? none : quantized_difference,
-                             .rejected_rows = is_target_ ? none : unlimited});
+  return probe_model(*this,
+                     {.row_counts = rough ? quantized_difference : exact_difference,
+                      .rewinding = is_target_ ? none : quantized_difference,
+                      .rejected_rows = is_target_ ? none : unlimited},
+                     max_rows);
 }
 
 void OnnxModel::choose_on(const std::function<std::shared_ptr<const LogitsDevice>()>& make) {
@@ -230,37 +302,41 @@ void OnnxModel::check_item(const ForwardItem& item) const {
   }
 }
 
-std::int64_t OnnxModel::padding_for(std::int64_t rows) const {
-  if (pads_single_rows_ && rows == 1) {
-    return static_shapes_ ? static_rows[1] - 1 : 1;
-  }
+std::int64_t OnnxModel::padding(std::int64_t rows) {
+  if (!static_shapes_) return row_counts_.padding(rows);
   const auto* size = std::lower_bound(static_rows.begin(), static_rows.end(), rows);
-  return static_shapes_ && size != static_rows.end() ? *size - rows : 0;
+  return size != static_rows.end() ? *size - rows : 0;
 }
 
-std::int64_t OnnxModel::logits_for(std::int64_t asked) const {
-  const std::int64_t fewest = pads_single_rows_ ? 2 : 1;  // the LM head has a kernel for one, too
-  const std::int64_t rows = std::max(fewest, asked);
-  return static_shapes_ ? *std::lower_bound(static_rows.begin(), static_rows.end(), rows) : rows;
+// `asked`: how many of the last rows must have logits. The LM head has kernels for numbers of rows,
+// too, and computes nothing for no rows: so a row nobody wants is asked for.
+std::int64_t OnnxModel::num_logits_of(const GraphRun& run, std::int64_t asked) {
+  if (contract_.names.num_logits.empty()) return run.num_rows();
+  const std::int64_t rows = std::max<std::int64_t>(1, asked);
+  return std::min(rows + padding(rows), run.num_rows());
 }
 
 void OnnxModel::plan(const ForwardItem& item) {
   const auto num_tokens = static_cast<std::int64_t>(item.tokens.size());
   const std::int64_t first_wanted = num_tokens - item.num_rows;
   for (std::int64_t begin = 0; begin < num_tokens;) {
-    const std::int64_t end = begin + std::min(max_rows_per_run_, num_tokens - begin);
+    std::int64_t end = begin + std::min(max_rows_per_run_, num_tokens - begin);
     Planned planned;
     planned.sequence = item.sequence;
     planned.run.past_length = item.past_length + begin;
+    planned.run.num_padding = padding(end - begin);
+    if (row_counts_.exact() &&
+        item.past_length + end + planned.run.num_padding > contract_.max_length) {
+      end = begin + 1;  // info_.max_length leaves room to pad that
+      planned.run.num_padding = padding(1);
+    }
     planned.run.tokens =
         item.tokens.subspan(static_cast<std::size_t>(begin), static_cast<std::size_t>(end - begin));
-    planned.run.num_padding = padding_for(end - begin);
     planned.wanted = std::max<std::int64_t>(0, end - std::max(begin, first_wanted));
 
     // Padding comes behind the rows wanted, if any are.
     const std::int64_t asked = planned.wanted == 0 ? 0 : planned.wanted + planned.run.num_padding;
-    planned.run.num_logits =
-        contract_.names.num_logits.empty() ? planned.run.num_rows() : logits_for(asked);
+    planned.run.num_logits = num_logits_of(planned.run, asked);
     planned.lead = planned.run.num_logits - asked;
     plan_.push_back(planned);
     begin = end;
@@ -304,20 +380,59 @@ LogitsView OnnxModel::forward(std::span<const ForwardItem> batch) {
     }
     next += planned.wanted;
   }
-  reserve_logits(capacity);
+  reserve_logits(capacity + row_counts_.unit());
 
   for (Planned& planned : plan_) {
     auto found = caches_.find(planned.sequence);
     if (found == caches_.end()) {
       found = caches_.emplace(planned.sequence, runner_.make_cache()).first;
     }
-    planned.run.logits = logits_row(planned.first_row);
-    planned.run.logits_memory = logits_memory_.get();
-    runner_.run(found->second, planned.run);
+    run(found->second, planned.run, planned.first_row);
+    if (!ends_as_short_ones(found->second, planned, capacity)) {
+      max_rows_per_run_ = row_counts_.unit();
+      return forward(batch);
+    }
     if (planned.lead > 0) close_up(planned);
   }
   return {logits_row(view_begin), types_.logits,    next - view_begin,
           info_.vocab_size,       info_.vocab_size, logits_device_.get()};
+}
+
+void OnnxModel::run(SequenceCache& cache, GraphRun run, std::int64_t first_row) {
+  run.logits = logits_row(first_row);
+  run.logits_memory = logits_memory_.get();
+  runner_.run(cache, run);
+}
+
+// RowCounts knows runs of up to `unit` rows, and supposes that longer ones end as those do. Where
+// the first run of a size is to show that, its last row is computed again by itself.
+bool OnnxModel::ends_as_short_ones(SequenceCache& cache, const Planned& planned,
+                                   std::int64_t scratch_row) {
+  const GraphRun& full = planned.run;
+  const std::int64_t unit = row_counts_.unit();
+  if (unit == 0 || full.num_rows() <= unit) return true;
+  const std::pair size(std::bit_width(static_cast<std::uint64_t>(full.num_rows())),
+                       full.num_rows() % unit);
+  if (known_sizes_.contains(size)) return true;
+
+  const std::int64_t end = full.past_length + static_cast<std::int64_t>(full.tokens.size());
+  const auto digest = [&](std::int64_t logits) {
+    RowCounts::Digest bits = digests(cache, end - 1, end).front();
+    if (planned.wanted > 0) add_to(bits, read_logits(logits));
+    return bits;
+  };
+  const RowCounts::Digest expected =
+      digest(planned.first_row + full.num_logits - full.num_padding - 1);
+  const std::int64_t num_padding = padding(1);
+  run(cache,
+      {.past_length = end - 1,
+       .tokens = full.tokens.last(1),
+       .num_padding = num_padding,
+       .num_logits = 1 + num_padding},
+      scratch_row);
+  const bool same = digest(scratch_row) == expected;
+  if (same) known_sizes_.insert(size);
+  return same;
 }
 
 // Moves the wanted rows to the front of the run's, a piece at a time that does not overlap.

@@ -6,9 +6,11 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <set>
 #include <span>
 #include <string>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "folder.h"
@@ -17,6 +19,7 @@
 #include "pard/logits_device.h"
 #include "pard/model.h"
 #include "pard/probe.h"
+#include "row_counts.h"
 #include "session.h"
 
 namespace pard {
@@ -27,9 +30,9 @@ struct OnnxModelOptions {
   // Rows one sequence may have; absent: what the folder says, which is also the most.
   std::optional<std::int64_t> max_length;
 
-  // A row gets the same logits whether it comes alone or among others: where a quantized graph has
-  // another kernel for single rows, those run as two; a target of the portable form runs on the CPU
-  // with its weights as floats, at their cost.
+  // A target's row gets the same bits whether it comes alone or among others: numbers of rows that
+  // the kernels compute otherwise are padded (row_counts.h), as far as that helps: see exact(). A
+  // target of the portable form with integer weights runs on the CPU with floats, at their cost.
   bool exact = true;
 
   // GroupQueryAttention on the CPU by this library's kernel (attention_op.h), as far as it computes
@@ -81,8 +84,14 @@ class OnnxModel final : public Model {
   // True where attention is computed by this library's kernel.
   bool own_attention() const { return own_attention_; }
 
-  // True where single rows run as two; it costs the last position of max_length.
-  bool pads_single_rows() const { return pads_single_rows_; }
+  // True where a row has the same bits in any company, tried on this machine: a target of the gqa
+  // form, opened with options.exact. Speculative decoding then gives plain decoding's text bit for
+  // bit. False: within rounding.
+  bool exact() const { return row_counts_.exact(); }
+
+  // The rows that a forward of so many is padded by, to be exact. A number of rows that was not
+  // asked for before costs a forward. Padding of single rows is taken off info().max_length.
+  std::int64_t padding(std::int64_t rows);
 
   // With static shapes: the shapes the graph has run in so far. A provider that compiles for each
   // has done so as often.
@@ -97,7 +106,7 @@ class OnnxModel final : public Model {
 
   // Tries the graph: see ProbeReport. Throws ModelError where it is unfit. Sequences in use are not
   // touched.
-  ProbeReport probe();
+  ProbeReport probe(std::int64_t max_rows = 2);
 
   // Copies what is cached for a sequence, for tests and debugging. Which rows are good is the
   // caller's to know, as in forward(). Throws InvalidArgument for a layer or rows that are not
@@ -116,8 +125,13 @@ class OnnxModel final : public Model {
 
   void check_item(const ForwardItem& item) const;
   void plan(const ForwardItem& item);
-  std::int64_t padding_for(std::int64_t rows) const;
-  std::int64_t logits_for(std::int64_t asked) const;
+  std::int64_t num_logits_of(const GraphRun& run, std::int64_t asked);
+  void run(SequenceCache& cache, GraphRun run, std::int64_t first_row);
+  RowCounts measure_row_counts();
+  std::vector<RowCounts::Digest> digests(const SequenceCache& cache, std::int64_t begin,
+                                         std::int64_t end) const;
+  std::vector<std::byte> read_logits(std::int64_t row) const;
+  bool ends_as_short_ones(SequenceCache& cache, const Planned& planned, std::int64_t scratch_row);
   void reserve_logits(std::int64_t rows);
   std::byte* logits_row(std::int64_t row) const;
   void close_up(const Planned& planned) const;
@@ -129,7 +143,6 @@ class OnnxModel final : public Model {
   Session session_;
   GraphTypes types_;
   ModelInfo info_;
-  bool pads_single_rows_ = false;
   bool static_shapes_ = false;
   bool is_target_ = true;
   bool integer_kernels_ = false;
@@ -137,6 +150,9 @@ class OnnxModel final : public Model {
   std::shared_ptr<const Memory> memory_;  // of keys and values
   GraphRunner runner_;
   std::unordered_map<SequenceId, SequenceCache> caches_;
+  std::optional<SequenceCache> measured_;  // what row_counts_ runs on
+  RowCounts row_counts_;
+  std::set<std::pair<int, std::int64_t>> known_sizes_;  // of runs longer than its unit
 
   // Buffers of a forward, kept between them.
   std::vector<Planned> plan_;

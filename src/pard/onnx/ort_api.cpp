@@ -268,6 +268,10 @@ std::shared_ptr<const OrtLibrary> OrtLibrary::open(const OrtSearch& search,
   fail_missing(wanted, tried);
 }
 
+bool OrtLibrary::is_at_least(int minor) const {
+  return version_key(version_) >= std::vector<int>{1, minor};
+}
+
 bool OrtLibrary::has_provider(std::string_view provider) const {
   return std::find(providers_.begin(), providers_.end(), provider) != providers_.end();
 }

@@ -145,7 +145,7 @@ struct OrtSearch {
 // One ONNX Runtime library, opened at run time. It stays loaded until the process ends.
 class OrtLibrary {
  public:
-  static constexpr std::uint32_t api_version = 20;  // ONNX Runtime 1.20 and later
+  static constexpr std::uint32_t api_version = 20;  // ONNX Runtime 1.20 and later; docs/cpp.md says what needs more
 
   // Tries search.path; without one the environment variable PARD_RT_ONNXRUNTIME, then
   // search.directories, then what the system's loader finds. `provider` is cpu, cuda, migraphx or
@@ -159,6 +159,7 @@ class OrtLibrary {
 
   const std::string& path() const { return path_; }
   const std::string& version() const { return version_; }
+  bool is_at_least(int minor) const;  // 1.minor or later
 
   // Names as above and as ONNX Runtime's own for others; compiled in, which does not say that they
   // work on this machine.

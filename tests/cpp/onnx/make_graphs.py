@@ -270,17 +270,28 @@ def make(directory: Path):
     write_contract(path, "portable", "float32")
 
     from onnxruntime.quantization import QuantFormat, quantize_dynamic
-    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+    from onnxruntime.quantization.matmul_nbits_quantizer import (
+        DefaultWeightOnlyQuantConfig,
+        MatMulNBitsQuantizer,
+    )
 
     path = folder("dynamic")
     quantize_dynamic(folder("portable") / "model.onnx", path / "model.onnx")
     write_contract(path, "portable", "float32", weights="int8")
 
-    path = folder("int4")
-    quantizer = MatMulNBitsQuantizer(decoder("gqa"), block_size=32, accuracy_level=4)
-    quantizer.process()
-    quantizer.model.save_model_to_file(str(path / "model.onnx"))
-    write_contract(path, "gqa", "float32", weights="int4")
+    for name, bits, block_size in (
+        ("int4", 4, 32),
+        ("int4_block64", 4, 64),
+        ("int4_block128", 4, 128),
+        ("int8", 8, 32),
+        ("int8_block128", 8, 128),
+    ):
+        path = folder(name)
+        config = DefaultWeightOnlyQuantConfig(block_size=block_size, accuracy_level=4, bits=bits)
+        quantizer = MatMulNBitsQuantizer(decoder("gqa"), algo_config=config)
+        quantizer.process()
+        quantizer.model.save_model_to_file(str(path / "model.onnx"))
+        write_contract(path, "gqa", "float32", weights=f"int{bits}")
     write_utf8_cases(directory / "utf8_cases.txt")
 
     path = folder("portable_int4")
