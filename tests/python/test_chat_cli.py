@@ -264,3 +264,22 @@ def test_sampling_as_the_model_says(talker: Path, capsys: pytest.CaptureFixture[
     assert capsys.readouterr().out == f"import os\n{text}\n"
     assert main(["generate", "import os", "--target", str(talker), *given]) == 2
     assert "does not say how it is sampled" in capsys.readouterr().err
+
+
+# ---- a published model ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("source", ["smollm2", "smollm2_folder"])
+def test_smollm2_answers_at_a_terminal(source: str, request: pytest.FixtureRequest) -> None:
+    folder = request.getfixturevalue(source)
+    with at_a_terminal(command(folder, "--threads", 1, "--max-new-tokens", 40)) as terminal:
+        terminal.read_until("\n> ")
+        for question, answer in (
+            ("What is the capital of France?", "The capital of France is Paris.\n"),
+            ("And of Italy?", "The capital of Italy is Rome.\n"),
+        ):
+            shown = asks(terminal, question + "\n")
+            assert shown.startswith(answer)
+            assert re.fullmatch(STATS, shown.removeprefix(answer))
+        terminal.type("\x04")
+        assert terminal.status() == 0

@@ -15,8 +15,6 @@ from pard_rt import Error, FolderError, InvalidArgumentError
 from pard_rt.chat import ChatTemplate
 from pard_rt.text import TokenText
 
-PUBLISHED = ("smollm2", "qwen0.5b")
-
 
 def says(role: str, content: Any) -> dict[str, Any]:
     return {"role": role, "content": content}
@@ -57,6 +55,23 @@ def test_text_and_tokens_are_those_of_transformers(name: str, conversation: str)
     assert text == expected(tokenizer, messages, tokenize=False)
     spelling = TokenText.of_tokenizer(tokenizer, len(tokenizer))
     assert spelling.encode(text, add_special_tokens=False) == expected(tokenizer, messages)
+
+
+def test_published_templates_are_rendered_as_transformers_does(published: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(published)
+    if tokenizer.chat_template is None:
+        with pytest.raises(InvalidArgumentError, match="no chat template"):
+            ChatTemplate.of_folder(published)
+        return
+    template = ChatTemplate.of_folder(published)
+    spelling = TokenText.of_folder(published, len(tokenizer))
+    for messages in CONVERSATIONS.values():
+        text = template.render(messages)
+        assert text == expected(tokenizer, messages, tokenize=False)
+        assert spelling.encode(text, add_special_tokens=False) == expected(tokenizer, messages)
+    end = template.end_of_turn(spelling.added_tokens)
+    assert end is not None
+    assert spelling.added_tokens[end] == tokenizer.eos_token_id
 
 
 def test_options_and_tools_reach_the_template() -> None:
