@@ -464,12 +464,43 @@ def test_80_texts_in_blocks_of_any_size_are_plain_decoding_s(wide_blocks: Path) 
         assert counts.accepted > 0.5 * counts.drafted
 
 
+def crooked_folder(tiny_models: TinyModels, folder: Path, nodes: list[onnx.NodeProto]) -> Path:
+    """A folder whose graph adds `offset`, [rows, 1], to its logits; `nodes` make that of `rows`."""
+    shutil.copytree(tiny_models.folder("llama", "gqa", seed=SEED, num_hidden_layers=2), folder)
+    model = onnx.load(folder / "model.onnx")
+    graph = model.graph
+    (producer,) = (node for node in graph.node if "logits" in node.output)
+    producer.output[list(producer.output).index("logits")] = "straight"
+    constants = {
+        "zero": np.int64(0),
+        "one": np.int64(1),
+        "forty": np.int64(40),
+        "column": np.array([-1, 1]),
+        "small": np.float32(1e-6),
+    }
+    graph.initializer.extend(numpy_helper.from_array(np.array(v), k) for k, v in constants.items())
+    graph.node.extend(
+        [
+            *nodes,
+            helper.make_node("Cast", ["number"], ["float"], to=onnx.TensorProto.FLOAT),
+            helper.make_node("Mul", ["float", "small"], ["scaled"]),
+            helper.make_node("Reshape", ["scaled", "column"], ["offset"]),
+            helper.make_node("Add", ["straight", "offset"], ["logits"]),
+        ]
+    )
+    onnx.save(model, folder / "model.onnx", save_as_external_data=True, location="model.onnx.data")
+    return folder
+
+
 def test_rows_that_no_padding_makes_alike_are_told_at_opening(
     tiny_models: TinyModels, tmp_path: Path
 ) -> None:
-    folder = tmp_path / "crooked"
-    shutil.copytree(tiny_models.folder("llama", "gqa", seed=SEED, num_hidden_layers=2), folder)
-    add_to_rows_by_place(folder / "model.onnx", 1e-6)
+    by_place = [
+        helper.make_node("Shape", ["straight"], ["shape"]),
+        helper.make_node("Gather", ["shape", "one"], ["rows"]),
+        helper.make_node("Range", ["zero", "rows", "one"], ["number"]),
+    ]
+    folder = crooked_folder(tiny_models, tmp_path / "by_place", by_place)
     with pytest.warns(pard_rt.FallbackWarning, match="Decoding is not exact") as warned:
         target = pard_rt.OnnxModel(folder, threads=1)
     assert [each.filename for each in warned] == [__file__]
@@ -479,28 +510,30 @@ def test_rows_that_no_padding_makes_alike_are_told_at_opening(
     assert not pard_rt.OnnxModel(folder, threads=1, is_target=False).exact
 
 
-def add_to_rows_by_place(file: Path, step: float) -> None:
-    """Make a graph's logits depend a little on which row of the forward it is."""
-    model = onnx.load(file)
-    graph = model.graph
-    (producer,) = (node for node in graph.node if "logits" in node.output)
-    producer.output[list(producer.output).index("logits")] = "straight"
-    constants = {"one": np.int64(1), "zero": np.int64(0), "step": np.float32(step)}
-    graph.initializer.extend(numpy_helper.from_array(np.array(v), k) for k, v in constants.items())
-    graph.initializer.append(numpy_helper.from_array(np.array([1]), "axis"))
-    make = helper.make_node
-    graph.node.extend(
-        [
-            make("Shape", ["straight"], ["shape"]),
-            make("Gather", ["shape", "one"], ["rows"]),
-            make("Range", ["zero", "rows", "one"], ["places"]),
-            make("Cast", ["places"], ["floats"], to=onnx.TensorProto.FLOAT),
-            make("Mul", ["floats", "step"], ["small"]),
-            make("Unsqueeze", ["small", "axis"], ["column"]),
-            make("Add", ["straight", "column"], ["logits"]),
-        ]
-    )
-    onnx.save(model, file, save_as_external_data=True, location=f"{file.name}.data")
+def test_long_forwards_are_cut_where_their_rows_are_not_those_of_short_ones(
+    tiny_models: TinyModels, tmp_path: Path
+) -> None:
+    by_length = [
+        helper.make_node("Shape", ["input_ids"], ["shape"]),
+        helper.make_node("Gather", ["shape", "one"], ["rows"]),
+        helper.make_node("Greater", ["rows", "forty"], ["number"]),
+    ]
+    folder = crooked_folder(tiny_models, tmp_path / "by_length", by_length)
+    tokens = Request(100, 0).prompt
+
+    def last_rows(target: pard_rt.OnnxModel, chunk: int, num_rows: int) -> list[list[float]]:
+        for start in range(0, 100, chunk):
+            part = tokens[start : start + chunk]
+            rows = target.forward(
+                [pard_rt.ForwardItem(sequence=1, past_length=start, tokens=part, num_rows=num_rows)]
+            )
+        return rows.tolist()  # type: ignore[union-attr]
+
+    for num_rows in (1, 10):
+        target, loose = (pard_rt.OnnxModel(folder, threads=1, exact=e) for e in (True, False))
+        assert target.exact
+        assert last_rows(target, 100, num_rows) == last_rows(target, 10, num_rows)
+        assert last_rows(loose, 100, num_rows) != last_rows(loose, 10, num_rows)
 
 
 @pytest.mark.parametrize("kind", ["masked twin", "autoregressive twin"])

@@ -98,8 +98,8 @@ class Difference:
                 "model again, or report it."
             )
         return (
-            f"The two tokens nearly tie, so rounding decided: {apart}. Plain decoding's token leads "
-            f"by a score of {self.rows.plain_lead:.1g} in its row, the round's by "
+            f"The two tokens nearly tie, so rounding decided: {apart}. Plain decoding's token "
+            f"leads by a score of {self.rows.plain_lead:.1g} in its row, the round's by "
             f"{self.rows.round_lead:.1g}. On CPUs an ONNX folder of the gqa form rounds every row "
             "alike; elsewhere float32 weights have the fewest near-ties."
         )
