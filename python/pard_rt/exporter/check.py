@@ -16,7 +16,7 @@ from pard_rt._core import ForwardItem, OnnxModel
 from pard_rt.errors import ModelError
 from pard_rt.exporter.samples import Sample, write_samples
 from pard_rt.models.checkpoint import LoadedModel
-from pard_rt.pytorch.probe import TOLERANCE, CacheLayout, attention_implementation
+from pard_rt.pytorch.probe import Adopted, attention_implementation
 
 Array = npt.NDArray[Any]
 
@@ -54,16 +54,16 @@ class Check:
     ----------
     loaded
         The module as it is exported, adopted.
-    layout
-        Its cache.
+    adopted
+        What trying it has shown: its cache, and how far logits may differ.
     form
         "gqa" or "portable".
     """
 
-    def __init__(self, loaded: LoadedModel, layout: CacheLayout, form: str) -> None:
+    def __init__(self, loaded: LoadedModel, adopted: Adopted, form: str) -> None:
         self._form = form
-        self._tolerance = TOLERANCE[loaded.module.dtype]
-        self._samples = write_samples(loaded, layout)
+        self._tolerance = adopted.tolerance
+        self._samples = write_samples(loaded, adopted.layout)
         self._expected = np.concatenate([_logits(loaded.module, each) for each in self._samples])
 
     def require_exact(self, folder: Path) -> Agreement:
