@@ -151,7 +151,9 @@ def _rows(model: OnnxModel, sample: Sample) -> Iterator[Array]:
 
 def _forward(model: OnnxModel, tokens: list[int], past: int, num_rows: int) -> Array:
     item = ForwardItem(sequence=0, past_length=past, tokens=tokens, num_rows=num_rows)
-    return np.from_dlpack(model.forward([item])).astype(np.float32)
+    logits = model.forward([item])
+    assert logits is not None  # a row or more was asked for
+    return np.from_dlpack(logits).astype(np.float32)
 
 
 def _logits(module: Any, sample: Sample) -> Array:
