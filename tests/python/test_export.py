@@ -29,7 +29,9 @@ def operators(folder: Path) -> Counter[str]:
 def rows_of(folder: Path, tokens: list[int]) -> npt.NDArray[np.float32]:
     """The logits of every token of a text."""
     item = ForwardItem(sequence=0, past_length=0, tokens=tokens, num_rows=len(tokens))
-    return np.array(np.from_dlpack(OnnxModel(folder).forward([item])))
+    logits = OnnxModel(folder).forward([item])
+    assert logits is not None
+    return np.array(np.from_dlpack(logits))
 
 
 def contract(folder: Path) -> dict[str, object]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from transformers import AutoTokenizer
 
 from pard_rt.errors import ModelError
 from pard_rt.exporter.encodings import require_same_encodings
-from pard_rt.exporter.folder import write_text_files
+from pard_rt.exporter.folder import new_folder, write_text_files
 from pard_rt.models.checkpoint import load
 from pard_rt.text import TokenText
 from tiny_models import NUM_TOKENS, VOCAB_SIZE, make_model, make_tokenizer
@@ -83,6 +84,19 @@ def test_what_belongs_to_a_chat_travels_along(tmp_path: Path) -> None:
     write_text_files(folder, checkpoint, load(checkpoint))
     assert (folder / "chat_template.jinja").read_text() == template
     assert json.loads((folder / "generation_config.json").read_text())["temperature"] == 0.25
+
+
+def test_several_chat_templates_travel_along(tmp_path: Path) -> None:
+    checkpoint, out = make_model(tmp_path / "model"), tmp_path / "out"
+    templates = [{"name": name, "template": f"{name}!"} for name in ("default", "tool_use")]
+    edit(checkpoint / "tokenizer_config.json", chat_template=templates)
+    with new_folder(out) as folder:
+        (folder / "pard_rt.json").touch()
+        write_text_files(folder, checkpoint, load(checkpoint))
+    assert (out / "chat_template.jinja").read_text() == "default!"
+    more = out / "additional_chat_templates"
+    assert (more / "tool_use.jinja").read_text() == "tool_use!"
+    assert more.stat().st_mode & stat.S_IXUSR
 
 
 def test_a_tokenizer_json_that_gives_other_ids_is_refused() -> None:

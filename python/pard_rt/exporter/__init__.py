@@ -143,9 +143,10 @@ def export(
         longest = loaded.facts.max_length
         if fp16_files:
             round_to_half(loaded.module)
-        layout = adopt(loaded.module, longest).layout
+        adopted = adopt(loaded.module, longest)
+        layout = adopted.layout
         write_text_files(folder, source, loaded)
-        check = Check(loaded, layout, form)
+        check = Check(loaded, adopted, form)
 
         graph = trace(loaded.module, layout, form, longest, head_on_all_rows=head_on_all_rows)
         fuse(graph, untie=weights in BITS)

@@ -16,7 +16,7 @@ from pard_rt._core import ForwardItem, OnnxModel
 from pard_rt.errors import ModelError
 from pard_rt.exporter.samples import Sample, write_samples
 from pard_rt.models.checkpoint import LoadedModel
-from pard_rt.pytorch.probe import TOLERANCE, CacheLayout, attention_implementation
+from pard_rt.pytorch.probe import Adopted, attention_implementation
 
 Array = npt.NDArray[Any]
 
@@ -54,16 +54,16 @@ class Check:
     ----------
     loaded
         The module as it is exported, adopted.
-    layout
-        Its cache.
+    adopted
+        What trying it has shown: its cache, and how far logits may differ.
     form
         "gqa" or "portable".
     """
 
-    def __init__(self, loaded: LoadedModel, layout: CacheLayout, form: str) -> None:
+    def __init__(self, loaded: LoadedModel, adopted: Adopted, form: str) -> None:
         self._form = form
-        self._tolerance = TOLERANCE[loaded.module.dtype]
-        self._samples = write_samples(loaded, layout)
+        self._tolerance = adopted.tolerance
+        self._samples = write_samples(loaded, adopted.layout)
         self._expected = np.concatenate([_logits(loaded.module, each) for each in self._samples])
 
     def require_exact(self, folder: Path) -> Agreement:
@@ -151,7 +151,9 @@ def _rows(model: OnnxModel, sample: Sample) -> Iterator[Array]:
 
 def _forward(model: OnnxModel, tokens: list[int], past: int, num_rows: int) -> Array:
     item = ForwardItem(sequence=0, past_length=past, tokens=tokens, num_rows=num_rows)
-    return np.from_dlpack(model.forward([item])).astype(np.float32)
+    logits = model.forward([item])
+    assert logits is not None  # a row or more was asked for
+    return np.from_dlpack(logits).astype(np.float32)
 
 
 def _logits(module: Any, sample: Sample) -> Array:

@@ -60,8 +60,9 @@ def new_folder(out: Path) -> Iterator[Path]:
 def _make_readable(folder: Path) -> None:
     """Give files that were written through temporary ones the permissions of the others."""
     mode = (folder / "pard_rt.json").stat().st_mode
-    for file in folder.iterdir():
-        file.chmod(mode & 0o777)
+    for file in folder.rglob("*"):
+        if file.is_file():
+            file.chmod(mode & 0o777)
 
 
 def write_contract(
