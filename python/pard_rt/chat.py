@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,8 +48,9 @@ class ChatTemplate:
         self, name: str, sources: Mapping[str, str], special_tokens: Mapping[str, str]
     ) -> None:
         self.name = name
-        self._templates = {key: self._compile(source) for key, source in sources.items()}
-        self._roles = _ROLES.union(*map(_texts_in, sources.values()))
+        read = {key: _compile(name, source) for key, source in sources.items()}
+        self._templates = {key: template for key, (template, _) in read.items()}
+        self._roles = _ROLES.union(*(texts for _, texts in read.values()))
         self._special_tokens = dict(special_tokens)
 
     @classmethod
@@ -131,6 +133,16 @@ class ChatTemplate:
                 )
         return text
 
+    def render_turns(self, messages: list[Any], *, cue: bool) -> str:
+        """Return the text of whole turns, unchecked; a `cue` then asks the assistant to speak.
+
+        Raises
+        ------
+        InvalidArgumentError, FolderError
+            As from `render`.
+        """
+        return self._render(_plain("messages", messages), {}, add_generation_prompt=cue)
+
     def end_of_turn(self, tokens: Iterable[str]) -> str | None:
         """Return which of these tokens the template puts behind an answer; None without one."""
         turns = [{"role": "user", "content": "."}, {"role": "assistant", "content": _END}]
@@ -188,20 +200,6 @@ class ChatTemplate:
                 "Check the template, and what it needs in template_options.",
             ) from error
 
-    def _compile(self, source: str) -> Template:
-        from pard_rt.template_language import ENVIRONMENT  # jinja2 takes a while to import
-
-        try:
-            return ENVIRONMENT.from_string(source)
-        except Exception as error:  # jinja2's own, or Python's, such as for too deep a nesting
-            line = getattr(error, "lineno", None)
-            raise FolderError(
-                f"The chat template of {self.name} cannot be read",
-                "a Jinja template",
-                first_line(error) + (f" (line {line})" if line else ""),
-                "Correct the template, or download the model again.",
-            ) from error
-
     def _check(self, messages: Iterable[Message]) -> list[dict[str, Any]]:
         """Return messages as templates may see them: plain data, and a copy."""
         given: Any = messages
@@ -236,14 +234,25 @@ class ChatTemplate:
         return [{k: v for k, v in message.items() if v is not None} for message in plain]
 
 
-def _texts_in(source: str) -> set[str]:
-    """Strings that a template names, the roles it looks for among them."""
+@lru_cache
+def _compile(model: str, source: str) -> tuple[Template, frozenset[str]]:
+    """Return a template, and the strings that it names: the roles it looks for are among them."""
     from jinja2 import nodes
 
-    from pard_rt.template_language import ENVIRONMENT
+    from pard_rt.template_language import ENVIRONMENT  # not before: jinja2 takes time to import
 
-    constants = ENVIRONMENT.parse(source).find_all(nodes.Const)
-    return {node.value for node in constants if isinstance(node.value, str)}
+    try:
+        constants = ENVIRONMENT.parse(source).find_all(nodes.Const)
+        texts = frozenset(node.value for node in constants if isinstance(node.value, str))
+        return ENVIRONMENT.from_string(source), texts
+    except Exception as error:  # jinja2's own, or Python's, such as for too deep a nesting
+        line = getattr(error, "lineno", None)
+        raise FolderError(
+            f"The chat template of {model} cannot be read",
+            "a Jinja template",
+            first_line(error) + (f" (line {line})" if line else ""),
+            "Correct the template, or download the model again.",
+        ) from error
 
 
 def _unusable(where: str, actual: str) -> InvalidArgumentError:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import pard_rt
-from chat_models import CLOSE_ID, close_instead, make_chat_model
+from chat_models import CLOSE_ID, TEMPLATES, close_instead, make_chat_model
 from conftest import TinyModels
 from pard_rt import FolderError, Generator, InvalidArgumentError, export, load
 from pard_rt.models.checkpoint import load_tokenizer
@@ -120,6 +120,21 @@ def test_both_configurations_name_ends(copy: Path, tmp_path: Path) -> None:
     assert json.loads(contract.read_text())["eos_token_ids"] == [7, 11, EOS]
     (copy / "generation_config.json").write_text('{"eos_token_id": 7}')
     assert load(copy).facts.eos_token_ids == (7, EOS)
+
+
+def test_an_exported_folder_has_every_template(copy: Path, tmp_path: Path) -> None:
+    tools = [{"name": "weather"}]
+    (copy / "additional_chat_templates").mkdir()
+    for_tools = "tools of {{ bos_token }}" + TEMPLATES["qwen"]
+    (copy / "additional_chat_templates" / "tool_use.jinja").write_text(for_tools)
+    folder = export(copy, tmp_path / "folder").folder
+    before, after = (Generator(each, threads=1).chat_template for each in (copy, folder))
+    text = after.render(MESSAGES, {"tools": tools})
+    assert text.startswith("tools of <s>")
+    assert text == before.render(MESSAGES, {"tools": tools})
+    assert after.render(MESSAGES) == before.render(MESSAGES) != text
+    places = [folder, *(place for place in folder.rglob("*") if place.is_dir())]
+    assert all(place.stat().st_mode & 0o100 for place in places)  # can be entered
 
 
 # ---- sampling as the model says ------------------------------------------------------------------

@@ -179,6 +179,12 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     _add_decoding(parser, max_new_tokens=128)
     _add_generating(parser)
     _add_texts(parser)
+    parser.add_argument(
+        "--keep-special-tokens",
+        dest="skip_special_tokens",
+        action="store_false",
+        help="show special tokens in the text, such as <|im_end|>",
+    )
 
 
 def _add_chat(parser: argparse.ArgumentParser) -> None:
@@ -231,12 +237,6 @@ def _add_texts(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="TEXT",
         help="end a text before this string, special tokens included; may be given several times",
-    )
-    parser.add_argument(
-        "--keep-special-tokens",
-        dest="skip_special_tokens",
-        action="store_false",
-        help="show special tokens in the text, such as <|im_end|>",
     )
     parser.add_argument(
         "--template-options",

@@ -60,9 +60,8 @@ def new_folder(out: Path) -> Iterator[Path]:
 def _make_readable(folder: Path) -> None:
     """Give files that were written through temporary ones the permissions of the others."""
     mode = (folder / "pard_rt.json").stat().st_mode
-    for file in folder.rglob("*"):
-        if file.is_file():
-            file.chmod(mode & 0o777)
+    for file in filter(Path.is_file, folder.rglob("*")):
+        file.chmod(mode & 0o777)
 
 
 def write_contract(

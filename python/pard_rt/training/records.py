@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pard_rt.chat import ChatTemplate
 from pard_rt.errors import InvalidArgumentError, first_line
 
 
@@ -112,8 +113,6 @@ def suiting_the_template(where: str) -> Iterator[None]:
 
 def chat_ids(tokenizer: Any, messages: list[Any], *, cue: bool) -> list[int]:
     """Token ids of messages; a `cue` behind them asks the assistant to speak."""
-    return list(
-        tokenizer.apply_chat_template(
-            messages, tokenize=True, add_generation_prompt=cue, return_dict=False
-        )
-    )
+    template = ChatTemplate.of_tokenizer("the tokenizer", tokenizer)
+    text = template.render_turns(messages, cue=cue)
+    return list(tokenizer(text, add_special_tokens=False).input_ids)
