@@ -139,9 +139,9 @@ TEST_CASE("folder: a builder's folder of another layout is refused by the entry'
   const std::string still =
       "\"sliding_window\": {\"slide_key_value_cache\": false, \"slide_inputs\": false}";
   CHECK(mentions(error(still), "model.decoder.filename"));  // the next that is missing
-  CHECK(mentions(message_of<FolderError>(
-                     [] { parse_builder_contract("{\"model\": {\"vision\": {}}}", "f"); }),
-                 "model.vision"));
+  CHECK(mentions(
+      message_of<FolderError>([] { parse_builder_contract("{\"model\": {\"vision\": {}}}", "f"); }),
+      "model.vision"));
 }
 
 TEST_CASE("folder: missing, empty, not ours") {
