@@ -58,7 +58,16 @@ def chosen(loaded: LoadedModel, used: set[int] | None = None) -> str:
 
 
 SMOLLM = ("<|im_start|>", "<|im_end|>", "<repo_name>", "<file_sep>", "<empty_output>")
-WORDS = ("preserved", "\u0120reserved", "unused", "(unused", "dummy", "placeholder", "<preserved>")
+WORDS = (
+    "preserved",
+    "\u0120reserved",
+    "unused",
+    "(unused",
+    "dummy",
+    "placeholder",
+    "<preserved>",
+    "[PAD]",
+)
 
 
 def test_smollm2_has_a_special_token_that_no_chat_uses(family: Family) -> None:
@@ -84,7 +93,15 @@ def test_gemma_has_unused_tokens(family: Family) -> None:
 
 
 @pytest.mark.parametrize(
-    "spare", ["[unused7]", "<reserved_106>", "<|dummy_85|>", "<|placeholder6|>", "<|Reserved_3|>"]
+    "spare",
+    [
+        "[unused7]",
+        "<reserved_106>",
+        "<|dummy_85|>",
+        "<|placeholder6|>",
+        "<|Reserved_3|>",
+        "[PAD151665]",
+    ],
 )
 def test_forms_that_mark_a_spare_token(spare: str, family: Family) -> None:
     assert chosen(family("<z>", pieces=(spare, *WORDS))) == spare

@@ -11,10 +11,11 @@ from pard_rt.errors import InvalidArgumentError, Notice, notify
 from pard_rt.models.checkpoint import LoadedModel
 from pard_rt.vocabulary import special_token_ids
 
-# <|reserved_special_token_5|>, <unused12>, [unused3], <|placeholder1|>, <|dummy_85|>: the token is
-# in brackets, and no letter stands beside the word.
+# <|reserved_special_token_5|>, <unused12>, [unused3], <|placeholder1|>, <|dummy_85|>, and
+# [PAD151665], as GGUF names rows of padding: the token is in brackets, and no letter stands beside
+# the word.
 _SPARE = re.compile(
-    r"[<\[](?:.*[^a-z])?(?:reserved|unused|placeholder|dummy)(?:[^a-z].*)?[>\]]",
+    r"[<\[](?:.*[^a-z])?(?:reserved|unused|placeholder|dummy|pad(?=\d))(?:[^a-z].*)?[>\]]",
     re.IGNORECASE | re.DOTALL,
 )
 _ROLES = ("system", "user", "assistant", "tool")
