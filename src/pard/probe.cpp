@@ -122,6 +122,8 @@ ProbeReport probe_model(Model& model, const ProbeLimits& limits, std::int64_t ma
     report.row_counts =
         std::max(report.row_counts, most_different(prober.forward(num_past, first)));
   }
+  const auto alone = prober.forward(num_past + 1, rows.subspan(1, 1));  // after cached rows
+  report.row_counts = std::max(report.row_counts, prober.difference(expected[1], alone[0]));
   report.same_tokens = prober.same_tokens();
 
   require(model, "cannot be rewound", report.rewinding, limits.rewinding,

@@ -126,7 +126,9 @@ def test_portable_quantized_weights_are_the_gqa_form_s(
     matrices = 7 + 1
     assert operators(tmp_path / "portable")["DequantizeLinear"] == matrices
     assert reports["portable"].agreement.kl_divergence == pytest.approx(
-        reports["gqa"].agreement.kl_divergence, rel=0.2
+        reports["gqa"].agreement.kl_divergence,
+        rel=0.2,
+        abs=1e-3,  # it rounds activations too
     )
 
     optimized = tmp_path / "optimized" / "model.onnx"
