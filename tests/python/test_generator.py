@@ -264,7 +264,7 @@ def test_what_does_not_fit_is_refused(
         Generator(hf, backend="onnx")
     with pytest.raises(InvalidArgumentError, match="does not run in the backend torch"):
         Generator(target, backend="torch")
-    with pytest.raises(InvalidArgumentError, match="PyTorch does not run"):
+    with pytest.raises(InvalidArgumentError, match="PyTorch does not run models on this device"):
         Generator(hf, device="migraphx")
     with pytest.raises(InvalidArgumentError, match=r"0\.\.64"):
         Generator(target, draft, num_speculative_tokens=65)
@@ -385,8 +385,16 @@ class Hub:
         self.asked: list[str] = []
 
     def __call__(
-        self, name: str, *, allow_patterns: list[str], ignore_patterns: list[str], **_: object
+        self,
+        name: str,
+        *,
+        revision: str | None,
+        token: str | bool | None,
+        cache_dir: Path | None,
+        allow_patterns: list[str],
+        ignore_patterns: list[str],
     ) -> str:
+        assert (revision, token, cache_dir) == (None, None, None)
         self.asked.append(name)
         listing = [
             "config.json",
@@ -414,7 +422,9 @@ def test_hub_ids(
     hub.folder = tiny_models.checkpoint("llama")
     assert Generator("someone/a-checkpoint").generate("the").token_ids == expected
     monkeypatch.setattr("huggingface_hub.snapshot_download", Hub(None))
-    with pytest.raises(FolderError, match=r"'someone/a-model' cannot be had.*offline.*HF_TOKEN"):
+    with pytest.raises(
+        FolderError, match=r"'someone/a-model' could not be found.*offline.*HF_TOKEN"
+    ):
         Generator("someone/a-model")
 
 
