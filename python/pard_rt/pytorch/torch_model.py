@@ -104,7 +104,7 @@ class TorchModel(Model):
         return logits.cpu() if len(rows) else None
 
     def probe(self, max_rows: int = 2) -> ProbeReport:
-        """Try forwards of 1 to `max_rows` rows, within what the module's own computation differs by.
+        """Try forwards of 1 to `max_rows` rows, within what the module itself differs by.
 
         Raises
         ------
