@@ -34,7 +34,7 @@ from conftest import TinyModels
 from pard_rt import code_objects, reference
 from pard_rt._core import KernelSet
 from pard_rt.models.checkpoint import load
-from pard_rt.models.open import _choose_on_device
+from pard_rt.models.onnx_folder import _choose_on_device
 from pard_rt.pytorch.torch_model import TorchModel
 from tiny_models import ARCHITECTURES, EOS, MASK_TOKEN_ID, NUM_TOKENS, PAD
 
