@@ -20,7 +20,7 @@ PROMPTS = (
     "def binary_search(items, wanted):\n    low, high = 0, len(items)\n    while low < high:\n",
     "Question: How do plants make sugar from light?\nAnswer: In their leaves,",
 )
-_NUM_WRITTEN = 24
+_NUM_WRITTEN = 16  # per prompt
 _LONGEST_WINDOW = 1024  # longer sliding windows are not filled
 _PAST_WINDOW = 16  # rows behind a filled window
 
