@@ -13,14 +13,14 @@ from typing import Any
 import torch
 
 from pard_rt.models.checkpoint import LoadedModel
-from pard_rt.pytorch.probe import CacheLayout, attention_implementation
+from pard_rt.pytorch.probe import CacheLayout, attention_implementation, new_cache
 
 PROMPTS = (
     "The first ships that crossed the ocean carried little more than water, bread and hope.",
     "def binary_search(items, wanted):\n    low, high = 0, len(items)\n    while low < high:\n",
     "Question: How do plants make sugar from light?\nAnswer: In their leaves,",
 )
-_NUM_WRITTEN = 24
+_NUM_WRITTEN = 16  # per prompt
 _LONGEST_WINDOW = 1024  # longer sliding windows are not filled
 _PAST_WINDOW = 16  # rows behind a filled window
 
@@ -62,10 +62,10 @@ def write_samples(loaded: LoadedModel, layout: CacheLayout) -> list[Sample]:
 def _continue(module: Any, prompt: list[int], count: int) -> list[int]:
     """Return the `count` likeliest next tokens, by eager attention."""
     written: list[int] = []
-    ids, cache = torch.tensor([prompt], device=module.device), None
+    ids, cache = torch.tensor([prompt], device=module.device), new_cache(module)
     with attention_implementation(module, "eager"), torch.inference_mode():
         for _ in range(count):
-            out = module(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-            ids, cache = out.logits[:, -1:].argmax(-1), out.past_key_values
+            out = module(input_ids=ids, use_cache=True, logits_to_keep=1, **cache)
+            ids = out.logits[:, -1:].argmax(-1)
             written.append(int(ids))
     return written

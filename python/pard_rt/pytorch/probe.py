@@ -236,6 +236,12 @@ class OwnText:
     tolerance: float  # for logits of the same rows, computed in another way
 
 
+def new_cache(module: Any) -> dict[str, DynamicCache]:
+    """Return an empty cache, under the name that the module's forward has for it."""
+    named = inspect.signature(module.forward).parameters
+    return {"cache" if "cache" in named else "past_key_values": DynamicCache(config=module.config)}
+
+
 @torch.inference_mode()
 def own_text(module: Any, count: int = _WRITTEN) -> OwnText:
     """Let a module write `count` tokens, and see how far its own computation of them differs.
@@ -249,8 +255,7 @@ def own_text(module: Any, count: int = _WRITTEN) -> OwnText:
         Its logits are not finite.
     """
     device = module.device
-    named = inspect.signature(module.forward).parameters
-    past = {"cache" if "cache" in named else "past_key_values": DynamicCache(config=module.config)}
+    past = new_cache(module)
 
     def step(token: Tensor, position: int) -> Tensor:
         at = torch.full_like(token, position).to(device)
