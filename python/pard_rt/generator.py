@@ -319,6 +319,15 @@ class Generator:
         return self._target.tokenizer
 
     @property
+    def exact(self) -> bool:
+        """Whether a text cannot depend on the draft, K or its company, as tried at opening.
+
+        False: it is plain decoding's but for rounding, which may decide between two tokens that
+        nearly tie. See docs/architecture.md, "What exact means".
+        """
+        return self._target.exact
+
+    @property
     def max_length(self) -> int:
         """Positions a sequence may have, prompt included."""
         return self._target.info.max_length

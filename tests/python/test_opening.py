@@ -322,3 +322,9 @@ def test_a_damaged_configuration_is_refused_by_name(name: str, text: str, checkp
 def test_end_tokens_are_those_of_both_configurations(checkpoint: Path) -> None:
     edit(checkpoint / "generation_config.json", eos_token_id=[7, BOS])
     assert load(checkpoint).facts.eos_token_ids == (7, BOS, EOS)
+
+
+def test_a_generator_says_whether_it_is_exact(tiny_models: TinyModels) -> None:
+    assert Generator(tiny_models.folder("llama", "gqa")).exact
+    assert Generator(tiny_models.folder("llama", "gqa", "int8")).exact
+    assert not Generator(tiny_models.folder("llama", "portable")).exact

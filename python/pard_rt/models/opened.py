@@ -35,3 +35,8 @@ class OpenedModel:
     chat_template: Callable[[], ChatTemplate] = _NO_TEMPLATE  # raises Error where there is none
     generation: Fields | None = None  # how its makers sample it
     loaded: LoadedModel | None = None  # where PyTorch runs it
+
+    @property
+    def exact(self) -> bool:
+        """Whether a row has the same bits whatever rows are computed with it."""
+        return bool(getattr(self.model, "exact", False))
