@@ -98,7 +98,7 @@ def _opened(
     _require_current(source, loaded.seam.device)
     if options.threads:
         torch.set_num_threads(options.threads)
-    model = TorchModel(loaded)
+    model = TorchModel(loaded, exact=options.is_target)
     dtype, mask = loaded.seam.dtype, loaded.facts.mask_token_id
     described = [kind, str(dtype).removeprefix("torch."), str(loaded.seam.device)]
     if mask is not None:

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from pard_rt._core import ForwardItem, Model, ModelInfo, ProbeReport, probe_model
-from pard_rt.errors import InvalidArgumentError, LogitsError, ModelError
+from pard_rt.errors import InvalidArgumentError, LogitsError, ModelError, fall_back
 from pard_rt.models.checkpoint import LoadedModel
-from pard_rt.pytorch.attention import PackedRows, Segment, SequenceCache
+from pard_rt.pytorch.attention import Attention, PackedRows, Segment, SequenceCache
+from pard_rt.pytorch.exact_rows import SLOTS, NewRows, Slotted, exact_forwards, rows_are_exact
 from pard_rt.pytorch.fork import OpenedHere
 
 
@@ -28,6 +29,10 @@ class TorchModel(Model):
         What `pard_rt.load` or `pard_rt.wrap` returned. A module of transformers stays as it is: a
         copy that shares its weights is run, with pard-rt's attention, proven equal to eager
         attention here.
+    exact
+        Compute rows of 16-bit weights on a CPU so that each has the same bits in any company: see
+        `pard_rt.pytorch.exact_rows`. A `FallbackWarning` says where that cannot be had. Rows of
+        float32 weights are within rounding, and so are those on GPUs.
 
     Raises
     ------
@@ -35,7 +40,7 @@ class TorchModel(Model):
         The module cannot be run this way (see `pard_rt.pytorch.seam.Seam.adopt`).
     """
 
-    def __init__(self, loaded: LoadedModel) -> None:
+    def __init__(self, loaded: LoadedModel, *, exact: bool = False) -> None:
         super().__init__()
         facts = loaded.facts
         self._seam = loaded.seam
@@ -52,12 +57,36 @@ class TorchModel(Model):
             num_tokens=facts.num_tokens,
             token_bytes=facts.token_bytes,
         )
+        is_small = self._seam.dtype in (torch.bfloat16, torch.float16)
+        self._row_by_row = exact and is_small and self._device.type == "cpu"
+        self._exact = self._row_by_row and rows_are_exact(
+            self._run, self._num_embeddings, facts.max_length
+        )
+        if self._row_by_row and not self._exact:
+            self._row_by_row = False
+            self._warn_of_rounding()
+
+    def _warn_of_rounding(self) -> None:
+        kind = str(self._seam.dtype).removeprefix("torch.")
+        fall_back(
+            "Texts may differ from plain decoding's where two tokens nearly tie",
+            ModelError(
+                f"{self._info.name} rounds rows otherwise in {kind} when others are beside them",
+                "the same bits for a row in any company",
+                "other bits on this CPU",
+                "Load it with dtype='float32', where texts differ next to never.",
+            ),
+        )
 
     def info(self) -> ModelInfo:
         """Name, sizes and vocabulary of the model."""
         return self._info
 
-    @torch.inference_mode()
+    @property
+    def exact(self) -> bool:
+        """Whether a row has the same bits whatever rows are computed with it, as was tried."""
+        return self._exact
+
     def forward(self, batch: Sequence[ForwardItem]) -> Tensor | None:
         """Run the new tokens of some sequences, no sequence twice.
 
@@ -84,22 +113,54 @@ class TorchModel(Model):
             The process was forked after the model was opened, and PyTorch would hang.
         """
         self._opened_here.require(self._info.name, self._device)
-        tokens = [np.asarray(item.tokens, dtype=np.int64) for item in batch]
-        segments, positions, wanted = [], [], []
-        start = 0
-        for item, new in zip(batch, tokens, strict=True):
-            self._check(item, new)
-            stop = start + len(new)
+        new = []
+        for item in batch:
+            tokens = np.asarray(item.tokens, dtype=np.int64)
+            self._check(item, tokens)
             cache = self._caches.setdefault(item.sequence, SequenceCache(self._info.max_length))
-            segments.append(Segment(cache, item.past_length, start, stop))
-            positions.append(np.arange(item.past_length, item.past_length + len(new)))
-            wanted.append(np.arange(stop - item.num_rows, stop))
-            start = stop
-        if start == 0:
+            new.append(NewRows(cache, item.past_length, torch.from_numpy(tokens), item.num_rows))
+        return self._run(new)
+
+    @torch.inference_mode()
+    def _run(self, batch: list[NewRows]) -> Tensor | None:
+        if not any(len(rows.tokens) for rows in batch):
             return None
-        rows = self._row(wanted)
+        if not self._row_by_row:
+            return self._run_packed(batch)
+        logits = [
+            self._run_packed(rows) if rows[0].is_prefill else self._run_slotted(rows)
+            for rows in exact_forwards(batch)
+        ]
+        found = [each for each in logits if each is not None]
+        return torch.cat(found) if found else None
+
+    def _run_packed(self, batch: list[NewRows]) -> Tensor | None:
+        segments, wanted = [], []
+        start = 0
+        for new in batch:
+            stop = start + len(new.tokens)
+            segments.append(Segment(new.cache, new.past, start, stop))
+            wanted.append(torch.arange(stop - new.num_wanted, stop))
+            start = stop
+        tokens = torch.cat([new.tokens for new in batch])
+        positions = torch.cat([new.positions for new in batch])
+        return self._logits(tokens, positions, torch.cat(wanted), PackedRows(segments))
+
+    def _run_slotted(self, batch: list[NewRows]) -> Tensor | None:
+        tokens, positions = torch.zeros(2, SLOTS, dtype=torch.int64)
+        for new in batch:
+            tokens[new.slots], positions[new.slots] = new.tokens, new.positions
+        wanted = torch.cat([new.slots[len(new.slots) - new.num_wanted :] for new in batch])
+        every = torch.arange(SLOTS if len(wanted) else 0)
+        logits = self._logits(tokens, positions, every, Slotted(batch))
+        return None if logits is None else logits[wanted]
+
+    def _logits(
+        self, tokens: Tensor, positions: Tensor, rows: Tensor, attention: Attention
+    ) -> Tensor | None:
+        there = self._device
         logits = self._seam.logits(
-            self._row(tokens)[None], self._row(positions)[None], rows, PackedRows(segments)
+            tokens[None].to(there), positions[None].to(there), rows.to(there), attention
         )
         return logits.cpu() if len(rows) else None
 
@@ -153,9 +214,6 @@ class TorchModel(Model):
             )
         keys, values = cache.read(layer, length)
         return keys.clone(), values.clone()
-
-    def _row(self, parts: list[np.ndarray[Any, Any]]) -> Tensor:
-        return torch.from_numpy(np.concatenate(parts)).to(self._device)
 
     def _check(self, item: ForwardItem, tokens: np.ndarray[Any, Any]) -> None:
         length = item.past_length + len(tokens)
