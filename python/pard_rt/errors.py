@@ -91,7 +91,7 @@ class Notice(UserWarning):
 
 
 class FallbackWarning(Notice):
-    """What was asked for is done, but slower or less exactly: what that means, and what was missing.
+    """What was asked for is done, but slower or less exactly: what that means, and why.
 
     Parameters
     ----------
