@@ -23,7 +23,7 @@ struct ProbeLimits {
   double rejected_rows = 0;
 };
 
-// Runs `max_rows` + 4 small forwards on a sequence of its own and releases it; at least 2 rows are
+// Runs `max_rows` + 5 small forwards on a sequence of its own and releases it; at least 2 rows are
 // tried. Throws ModelError, naming what went wrong, where a difference exceeds its limit, and
 // LogitsError where a logit is not finite. A Model whose max_length leaves no room for so many is
 // tried with fewer.

@@ -145,8 +145,8 @@ struct OrtSearch {
 // One ONNX Runtime library, opened at run time. It stays loaded until the process ends.
 class OrtLibrary {
  public:
-  static constexpr std::uint32_t api_version =
-      20;  // ONNX Runtime 1.20 and later; docs/cpp.md says what needs more
+  // ONNX Runtime 1.20 and later; docs/cpp.md says which folders need more.
+  static constexpr std::uint32_t api_version = 20;
 
   // Tries search.path; without one the environment variable PARD_RT_ONNXRUNTIME, then
   // search.directories, then what the system's loader finds. `provider` is cpu, cuda, migraphx or
