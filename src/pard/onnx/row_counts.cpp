@@ -9,7 +9,7 @@ namespace pard {
 //   rows        0 ........ 8 9 ....... 15 16 ....... 24
 //   forward 1   |---------- unit ----------|
 //   forward 2                |------- unit ------------|     where both are, they must agree
-//   a count                  |-- rows --|
+//   a count                  |rows|rows|                  until enough rows have been compared
 RowCounts::RowCounts(Forward forward, std::int64_t max_length) : forward_(std::move(forward)) {
   if (max_length < begin + most) {
     unit_ = 1;  // no room to try anything: every row by itself
@@ -33,9 +33,11 @@ std::int64_t RowCounts::padding(std::int64_t rows) {
 
 bool RowCounts::is_like_unit(std::int64_t rows) {
   std::optional<bool>& known = like_unit_[static_cast<std::size_t>(rows)];
-  if (!known) {
-    const std::vector<Digest> digests = forward_(begin, rows);
-    known = std::equal(digests.begin(), digests.end(), expected_.begin() + begin);
+  if (known) return *known;
+  known = true;
+  for (std::int64_t past = begin; *known && past < begin + fewest_compared; past += rows) {
+    const std::vector<Digest> digests = forward_(past, rows);
+    known = std::equal(digests.begin(), digests.end(), expected_.begin() + past);
   }
   return *known;
 }

@@ -24,7 +24,7 @@ class RowCounts {
 
   RowCounts() = default;  // nothing was tried: not exact, no padding
 
-  // Two forwards, and one or more for single rows. `max_length`: the most rows of a sequence.
+  // Two forwards, and eight or more of single rows. `max_length`: the most rows of a sequence.
   RowCounts(Forward forward, std::int64_t max_length);
 
   // False where a row's bits depend on its place even in forwards of one size: no padding helps.
@@ -40,6 +40,8 @@ class RowCounts {
  private:
   static constexpr std::int64_t most = 16;
   static constexpr std::int64_t begin = 9;  // of what is tried: odd, so that places in tiles differ
+  // Rounding to few bits hides other sums in some rows, so one row proves little.
+  static constexpr std::int64_t fewest_compared = 8;
 
   bool is_like_unit(std::int64_t rows);
 
