@@ -12,7 +12,7 @@ import torch
 
 import pard_rt
 from pard_rt import reference
-from pard_rt._core import RoundExecutor, SequenceRound, score
+from pard_rt._core import RoundExecutor, SequenceRound, TokenBytes, score
 from table_models import MASK, VOCAB, TableLanguage, TableModel
 
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
@@ -269,14 +269,21 @@ def test_an_absurd_number_of_proposals_is_refused(k: int) -> None:
 
 
 def test_pairs_that_cannot_work_are_refused() -> None:
-    class Other(TableModel):
+    class Spelling(TableModel):
+        def __init__(self, spelling: bytes) -> None:
+            super().__init__(TableLanguage(0))
+            self.table = TokenBytes([spelling] * VOCAB)
+
         def info(self) -> pard_rt.ModelInfo:
-            return pard_rt.ModelInfo(name="other", vocab_size=VOCAB + 5, max_length=256)
+            return pard_rt.ModelInfo(
+                name="spelling", vocab_size=VOCAB, max_length=256, token_bytes=self.table
+            )
 
     target = TableModel(TableLanguage(0))
-    drafter = pard_rt.AutoregressiveDrafter(Other(TableLanguage(0)))
-    with pytest.raises(pard_rt.IncompatibleModelsError, match="17 tokens, got 22 tokens"):
-        pard_rt.Decoder(target, drafter)
+    drafter = pard_rt.AutoregressiveDrafter(Spelling(b"a"))
+    pard_rt.Decoder(Spelling(b"a"), drafter)
+    with pytest.raises(pard_rt.IncompatibleModelsError, match="mean different text"):
+        pard_rt.Decoder(Spelling(b"b"), drafter)
     with pytest.raises(pard_rt.IncompatibleModelsError, match="mask token"):
         pard_rt.ParallelDrafter(target, VOCAB)
     with pytest.raises(pard_rt.InvalidArgumentError, match="both target and draft"):

@@ -211,8 +211,10 @@ def greedy(subject: Subject) -> list[list[int]]:
         text = transformers_greedy(subject.module, request)
         rows = transformers_rows(subject.module, request.prompt + text)
         assert_no_near_tie(rows, request.prompt, text, GREEDY)
-        texts.append(text)
-    assert [len(text) for text in texts] == [18, 18, 18, 18, 15]
+        texts.append(text[: subject.target.info().max_length - request.length])
+    room = subject.target.info().max_length - REQUESTS[-1].length  # padding may take a position
+    assert [len(text) for text in texts] == [18, 18, 18, 18, room]
+    assert 14 <= room <= 15
     assert all(len(set(text)) > 4 for text in texts)  # a loop of one token would prove little
     return texts
 

@@ -212,7 +212,7 @@ def test_a_full_disk_leaves_whole_lines(tmp_path: Path) -> None:
     file = LineFile(tmp_path / "out.jsonl", {})
     file.begin()
     file.append({"text": "one"})
-    with largest_file(20), pytest.raises(pard_rt.FolderError, match="behind line 1"):
+    with largest_file(20), pytest.raises(pard_rt.FolderError, match="after the last whole line"):
         file.append({"text": "two"})
     assert file.path.stat().st_size == 20  # torn
     again = LineFile(file.path, {})
