@@ -101,6 +101,14 @@ def test_rotation_that_may_change_is_exported_within_its_limit(form: Form, tmp_p
     assert report.agreement.max_error < 1e-5
 
 
+def test_rotation_by_a_function_of_its_own_is_exported(tmp_path: Path) -> None:
+    """GPT-J rotates queries and keys in two calls, so its graph does, not the attention."""
+    case = Case("GPTJ", {"rotary_dim": 8, "num_hidden_layers": 1})
+    report = export(with_tokenizer(case, tmp_path / "model"), tmp_path / "out")
+    assert report.agreement.max_error < 1e-5
+    assert not report.requires_own_attention
+
+
 def check_of(model: Path, **options: Any) -> Check:
     loaded = load(model, **options)
     return Check(loaded, adopt(loaded.module, loaded.facts.max_length), "gqa")
