@@ -828,8 +828,8 @@ class OnnxModel(Model):
     def padding(self, rows: int) -> int:
         """Return how many rows a forward of so many is padded by, to be exact.
 
-        A number of rows that was not asked for before costs a forward. Padding of single rows is
-        taken off ``max_length``.
+        A number of rows that was not asked for before costs some forwards. Padding of single rows
+        is taken off ``max_length``.
         """
 
     @property

@@ -90,7 +90,7 @@ class OnnxModel final : public Model {
   bool exact() const { return row_counts_.exact(); }
 
   // The rows that a forward of so many is padded by, to be exact. A number of rows that was not
-  // asked for before costs a forward. Padding of single rows is taken off info().max_length.
+  // asked for before costs some forwards. Padding of single rows is taken off info().max_length.
   std::int64_t padding(std::int64_t rows);
 
   // With static shapes: the shapes the graph has run in so far. A provider that compiles for each
