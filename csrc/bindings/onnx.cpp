@@ -138,7 +138,7 @@ void register_onnx(py::module_& module) {
           },
           py::arg("code_objects") = std::vector<std::string>{}, py::call_guard<ReleasedGil>())
       .def_property_readonly("provider", &OnnxModel::provider)
-      .def("probe", &OnnxModel::probe, py::arg("max_rows") = 2, py::call_guard<ReleasedGil>());
+      .def("probe", &OnnxModel::probe, py::arg("max_rows") = 0, py::call_guard<ReleasedGil>());
   module.def(
       "onnxruntime_providers",
       [](const std::string& onnxruntime) {

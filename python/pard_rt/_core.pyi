@@ -717,7 +717,7 @@ class ProbeReport:
 
     @property
     def max_rows(self) -> int:
-        """Forwards of 1 to so many rows were tried; 0: the model has no room for them."""
+        """Forwards of 1 to so many rows were compared."""
 
     @property
     def rounding(self) -> float:
@@ -733,7 +733,8 @@ def probe_model(model: Model, *, tolerance: float, max_rows: int = 2) -> ProbeRe
     tolerance : float
         The most by which equal rows may differ, as a part of the largest logit.
     max_rows : int
-        Forwards of 1 to so many rows are tried; K + 1 for the rounds of K proposals.
+        Forwards of 1 to so many rows are compared (at least 2; K + 1 for the rounds of K
+        proposals), none for 0.
 
     Raises
     ------
@@ -879,8 +880,10 @@ class OnnxModel(Model):
             The device chooses other tokens than the host.
         """
 
-    def probe(self, max_rows: int = 2) -> ProbeReport:
+    def probe(self, max_rows: int = 0) -> ProbeReport:
         """Try the graph with forwards of 1 to `max_rows` rows; sequences in use are not touched.
+
+        0 leaves out numbers of rows where opening has compared them bit for bit.
 
         Raises
         ------

@@ -88,13 +88,15 @@ void require(const Model& model, const char* problem, double difference, double 
 }  // namespace
 
 //   tokens    0 1 | 2 3 .. 1 + max_rows | one more, so that no row tried is the longest forward's
-//   last
+//                                       last
 ProbeReport probe_model(Model& model, const ProbeLimits& limits, std::int64_t max_rows) {
   const std::int64_t num_tokens = model.info().token_count();
-  max_rows = std::min(std::max<std::int64_t>(max_rows, 2), model.info().max_length - num_past - 1);
-  if (max_rows < 2) return {};
+  if (max_rows > 0) max_rows = std::max<std::int64_t>(max_rows, 2);
+  const std::int64_t room = model.info().max_length - num_past - 1;
+  if (room < 2) return {};
+  max_rows = std::min(max_rows, room);
   std::vector<Token> tokens;
-  for (std::int64_t i = 0; i < num_past + max_rows + 1; ++i) {
+  for (std::int64_t i = 0; i < num_past + std::max<std::int64_t>(max_rows, 1) + 1; ++i) {
     tokens.push_back(static_cast<Token>((i * 7919 + 13) % num_tokens));
   }
   const auto rows = std::span<const Token>(tokens).subspan(num_past);
@@ -122,8 +124,10 @@ ProbeReport probe_model(Model& model, const ProbeLimits& limits, std::int64_t ma
     report.row_counts =
         std::max(report.row_counts, most_different(prober.forward(num_past, first)));
   }
-  const auto alone = prober.forward(num_past + 1, rows.subspan(1, 1));  // after cached rows
-  report.row_counts = std::max(report.row_counts, prober.difference(expected[1], alone[0]));
+  if (max_rows > 0) {
+    const auto alone = prober.forward(num_past + 1, rows.subspan(1, 1));  // after cached rows
+    report.row_counts = std::max(report.row_counts, prober.difference(expected[1], alone[0]));
+  }
   report.same_tokens = prober.same_tokens();
 
   require(model, "cannot be rewound", report.rewinding, limits.rewinding,

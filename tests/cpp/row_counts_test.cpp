@@ -14,7 +14,8 @@ namespace {
 // Which code computes row `index` of a forward of so many.
 using Kernel = std::uint64_t (*)(std::int64_t index, std::int64_t rows);
 
-RowCounts counts_of(Kernel kernel, int* num_forwards = nullptr, std::int64_t max_length = 100) {
+RowCounts counts_of(Kernel kernel, int* num_forwards = nullptr, std::int64_t max_length = 100,
+                    std::int64_t num_compared = 8) {
   const auto forward = [=](std::int64_t past, std::int64_t rows) {
     if (num_forwards != nullptr) ++*num_forwards;
     CHECK(past + rows <= max_length);
@@ -24,7 +25,7 @@ RowCounts counts_of(Kernel kernel, int* num_forwards = nullptr, std::int64_t max
     }
     return digests;
   };
-  return {forward, max_length};
+  return {forward, max_length, num_compared};
 }
 
 std::vector<std::int64_t> padded(RowCounts counts, std::int64_t most = 20) {
@@ -91,7 +92,7 @@ TEST_CASE("row counts: other sums are found though rounding hides them in most r
     }
     return digests;
   };
-  CHECK(RowCounts(forward, 100).padding(1) == 1);
+  CHECK(RowCounts(forward, 100, 8).padding(1) == 1);
 }
 
 TEST_CASE("row counts: without room to try, every row goes by itself") {

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import select
 import subprocess
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -36,6 +38,21 @@ class Terminal:
             if not (come := self._receive()):
                 raise AssertionError(f"{text!r} did not come; what did: {so_far[self._read :]!r}")
             self.shown += come
+
+    def insist(self, keys: str, text: str) -> None:
+        """Press keys, again every second, until `text` comes.
+
+        Python's input() overlooks a Ctrl-C that comes while it takes another key.
+        """
+        again = time.monotonic()
+        while plain(self.shown).find(text, self._read) < 0:
+            left = again - time.monotonic()
+            if left <= 0:
+                self.type(keys)
+                again, left = time.monotonic() + 1, 1
+            if select.select([self._end], [], [], left)[0]:
+                self.shown += self._receive()
+        self.read_until(text)
 
     def read_more_than(self, count: int) -> None:
         """Read until so many more bytes have come."""

@@ -133,8 +133,9 @@ def test_accepted_proposals_are_green(talker: Path) -> None:
 def test_ctrl_c_stops_an_answer_and_not_the_program(long_talker: Path) -> None:
     with at_a_terminal(command(long_talker, *PLAIN, "--max-new-tokens", 120000)) as terminal:
         terminal.read_until("\n> ")
-        terminal.type("half a line\x03")  # at the prompt it drops the line
-        terminal.read_until("\n> ")
+        terminal.type("half a line")
+        terminal.read_until("half a line")  # Ctrl-C would discard keys that nobody has read
+        terminal.insist("\x03", "\n> ")  # at the prompt it drops the line
         for _ in range(3):
             terminal.type("one?\n")
             terminal.read_until("one?\n")

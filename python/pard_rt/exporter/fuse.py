@@ -20,14 +20,17 @@ def fuse(model: ir.Model, *, untie: bool = False) -> None:
     """Rewrite a traced graph in place; it computes the same.
 
     `untie` gives an LM head that shares the embedding's weights a matrix of its own, which takes
-    its space on disk but can be quantized; otherwise the graph transposes the embedding, which
-    ONNX Runtime does once, at load.
+    its space on disk but can be quantized. Otherwise ONNX Runtime's own operator multiplies by the
+    embedding transposed; a graph of standard operators has it transposed at load, slowly.
     """
     graph = model.graph
-    if untie:
-        for node in list(graph):
-            if node.op_type == "Transpose" and _initializer(node.inputs[0]) is not None:
+    is_portable = all(node.op_type != "GroupQueryAttention" for node in graph)
+    for node in list(graph):
+        if node.op_type == "Transpose" and (weight := _initializer(node.inputs[0])) is not None:
+            if untie:
                 _transpose_now(graph, node)
+            elif not is_portable and weight.dtype == ir.DataType.FLOAT:
+                _multiply_transposed(node)
     for node in list(graph):
         if node.op_type == "Reshape":
             _simplify_reshape(graph, node)
@@ -155,6 +158,15 @@ def _transpose_now(graph: ir.Graph, node: ir.Node) -> None:
     )
     replace_all_uses_with(node.outputs[0], value)
     graph.remove(node, safe=True)
+
+
+def _multiply_transposed(transpose: ir.Node) -> None:
+    """Make products take weights as they lie, not transposed."""
+    for product, index in transpose.outputs[0].uses():
+        if (product.op_type, index) == ("MatMul", 1):
+            product.domain, product.op_type = "com.microsoft", "FusedMatMul"
+            product.attributes["transB"] = ir.AttrInt64("transB", 1)
+            product.replace_input_with(1, transpose.inputs[0])
 
 
 def _lazy(

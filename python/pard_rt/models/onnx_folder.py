@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -25,9 +26,14 @@ def open_onnx_folder(path: Path, options: OpenOptions) -> OpenedModel:
             repr(options.dtype),
             "Leave dtype out, or export the model again with other --weights.",
         )
+    contract = read_folder(path)
     max_length = options.max_length
-    if max_length is not None and not options.is_target:
-        max_length = min(max_length, read_folder(path).max_length)
+    text = partial(TokenText.of_folder, path, contract.num_tokens or contract.vocab_size)
+    if options.is_target:
+        # Opening a session leaves Python to others: the tokenizer is read meanwhile.
+        text = ThreadPoolExecutor(1).submit(text).result
+    elif max_length is not None:
+        max_length = min(max_length, contract.max_length)
     card = options.device_index
     model = OnnxModel(
         path,
@@ -42,7 +48,6 @@ def open_onnx_folder(path: Path, options: OpenOptions) -> OpenedModel:
     )
     if options.device_kind != "cpu":
         _choose_on_device(model)
-    contract = model.contract
     mask = contract.mask_token_id if options.mask_token_id is None else options.mask_token_id
     facts = ["ONNX folder", contract.form, contract.weights or "weights not said"]
     facts.append(str(options.device))
@@ -56,7 +61,7 @@ def open_onnx_folder(path: Path, options: OpenOptions) -> OpenedModel:
         mask_token_id=mask,
         eos_token_ids=tuple(contract.eos_token_ids),
         probe=model.probe,
-        text=partial(TokenText.of_folder, path, contract.num_tokens or contract.vocab_size),
+        text=text,
         has_tokenizer=(path / "tokenizer.json").is_file(),
         chat_template=partial(ChatTemplate.of_folder, path),
         generation=read_generation_config(path),

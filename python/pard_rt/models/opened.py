@@ -28,7 +28,7 @@ class OpenedModel:
     info: ModelInfo
     mask_token_id: int | None
     eos_token_ids: tuple[int, ...]
-    probe: Callable[..., ProbeReport]  # (max_rows=2); raises ModelError where rows disagree
+    probe: Callable[..., ProbeReport]  # (max_rows=...); raises ModelError where rows disagree
     text: Callable[[], TokenText]  # raises Error where there is no tokenizer
     has_tokenizer: bool
     tokenizer: Any = None  # of transformers or tokenizers

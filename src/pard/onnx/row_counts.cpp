@@ -10,7 +10,8 @@ namespace pard {
 //   forward 1   |---------- unit ----------|
 //   forward 2                |------- unit ------------|     where both are, they must agree
 //   a count                  |rows|rows|                  until enough rows have been compared
-RowCounts::RowCounts(Forward forward, std::int64_t max_length) : forward_(std::move(forward)) {
+RowCounts::RowCounts(Forward forward, std::int64_t max_length, std::int64_t num_compared)
+    : forward_(std::move(forward)), num_compared_(num_compared) {
   if (max_length < begin + most) {
     unit_ = 1;  // no room to try anything: every row by itself
     return;
@@ -35,7 +36,7 @@ bool RowCounts::is_like_unit(std::int64_t rows) {
   std::optional<bool>& known = like_unit_[static_cast<std::size_t>(rows)];
   if (known) return *known;
   known = true;
-  for (std::int64_t past = begin; *known && past < begin + fewest_compared; past += rows) {
+  for (std::int64_t past = begin; *known && past < begin + num_compared_; past += rows) {
     const std::vector<Digest> digests = forward_(past, rows);
     known = std::equal(digests.begin(), digests.end(), expected_.begin() + past);
   }

@@ -24,8 +24,9 @@ class RowCounts {
 
   RowCounts() = default;  // nothing was tried: not exact, no padding
 
-  // Two forwards, and eight or more of single rows. `max_length`: the most rows of a sequence.
-  RowCounts(Forward forward, std::int64_t max_length);
+  // Two forwards, and more of single rows. `max_length`: the most rows of a sequence.
+  // `num_compared`: rows, at least, that a count is judged by.
+  RowCounts(Forward forward, std::int64_t max_length, std::int64_t num_compared);
 
   // False where a row's bits depend on its place even in forwards of one size: no padding helps.
   bool exact() const { return unit_ > 0; }
@@ -40,12 +41,11 @@ class RowCounts {
  private:
   static constexpr std::int64_t most = 16;
   static constexpr std::int64_t begin = 9;  // of what is tried: odd, so that places in tiles differ
-  // Rounding to few bits hides other sums in some rows, so one row proves little.
-  static constexpr std::int64_t fewest_compared = 8;
 
   bool is_like_unit(std::int64_t rows);
 
   Forward forward_;
+  std::int64_t num_compared_ = 0;
   std::int64_t unit_ = 0;
   std::vector<Digest> expected_;  // of rows 0 and on
   std::array<std::optional<bool>, most> like_unit_{};
