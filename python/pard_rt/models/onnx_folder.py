@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -28,7 +29,8 @@ def open_onnx_folder(path: Path, options: OpenOptions) -> OpenedModel:
         )
     contract = read_folder(path)
     max_length = options.max_length
-    text = partial(TokenText.of_folder, path, contract.num_tokens or contract.vocab_size)
+    num_tokens = contract.num_tokens or contract.vocab_size
+    text: Callable[[], TokenText] = partial(TokenText.of_folder, path, num_tokens)
     if options.is_target:
         # Opening a session leaves Python to others: the tokenizer is read meanwhile.
         text = ThreadPoolExecutor(1).submit(text).result

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "attention_kernel.h"
+#include "op_run.h"
 
 namespace pard {
 
@@ -60,74 +61,6 @@ struct Rotation {
   }
 };
 
-constexpr std::int64_t absent = -1;  // of a shape, behind its last dimension
-using Shape = std::array<std::int64_t, 4>;
-
-struct Tensor {
-  float* data = nullptr;  // null: not given
-  Shape shape{absent, absent, absent, absent};
-};
-
-// A run of the operator.
-class Attention {
- public:
-  Attention(const ort::Api& api, ort::KernelContext* context) : api_(api), context_(context) {}
-
-  Tensor input(std::size_t index) const {
-    const ort::Value* value = nullptr;
-    check(api_.get_kernel_input(context_, index, &value));
-    Tensor tensor;
-    if (value == nullptr) return tensor;
-    ort::TensorInfo* raw = nullptr;
-    check(api_.get_tensor_info(value, &raw));
-    const ort::Handle<ort::TensorInfo> info(raw, api_.release_tensor_info);
-    std::size_t rank = 0;
-    check(api_.get_dimensions_count(raw, &rank));
-    require(rank <= tensor.shape.size(), "an input has more dimensions than it may");
-    check(api_.get_dimensions(raw, tensor.shape.data(), rank));
-    tensor.data = data_of(const_cast<ort::Value*>(value));
-    return tensor;
-  }
-
-  float* output(std::size_t index, std::initializer_list<std::int64_t> shape) const {
-    ort::Value* value = nullptr;
-    check(api_.get_kernel_output(context_, index, shape.begin(), shape.size(), &value));
-    return data_of(value);
-  }
-
-  void check(ort::Status* status) const {
-    if (status == nullptr) return;
-    const std::string message = api_.get_error_message(status);
-    api_.release_status(status);
-    throw std::runtime_error(message);
-  }
-
-  static void require(bool holds, const char* otherwise) {
-    if (!holds) throw std::runtime_error(otherwise);
-  }
-
-  // Calls task(0) .. task(count - 1), on several threads where there are and `parallel`.
-  template <class Task>
-  void for_each(std::size_t count, bool parallel, const Task& task) const {
-    if (!parallel) {
-      for (std::size_t i = 0; i < count; ++i) task(i);
-      return;
-    }
-    const auto call = [](void* data, std::size_t i) { (*static_cast<const Task*>(data))(i); };
-    check(api_.parallel_for(context_, call, count, 0, const_cast<Task*>(&task)));
-  }
-
- private:
-  float* data_of(ort::Value* value) const {
-    void* data = nullptr;
-    check(api_.get_tensor_data(value, &data));
-    return static_cast<float*>(data);
-  }
-
-  const ort::Api& api_;
-  ort::KernelContext* context_;
-};
-
 // A node of a graph: its attributes.
 struct Kernel {
   const ort::Api& api;
@@ -139,26 +72,26 @@ struct Kernel {
   bool interleaved = false;
 
   void compute(ort::KernelContext* context) const;
-  Rotation rotation(const Attention& attention) const;
+  Rotation rotation(const OpRun& run) const;
 };
 
-Rotation Kernel::rotation(const Attention& attention) const {
+Rotation Kernel::rotation(const OpRun& run) const {
   if (!rotates) return {};
-  const Tensor cos = attention.input(cos_input);
-  const Tensor sin = attention.input(sin_input);
-  attention.require(cos.data != nullptr && sin.shape == cos.shape && cos.shape[2] == absent,
+  const OpTensor cos = run.input(cos_input);
+  const OpTensor sin = run.input(sin_input);
+  run.require(cos.data != nullptr && sin.shape == cos.shape && cos.shape[2] == absent,
                     "do_rotary without its cosines and sines");
-  return {cos.data, sin.data, cos.shape[1], cos.shape[0], interleaved};
+  return {cos.floats(), sin.floats(), cos.shape[1], cos.shape[0], interleaved};
 }
 
 void Kernel::compute(ort::KernelContext* context) const {
-  const Attention run(api, context);
-  const Tensor query = run.input(query_input);
-  const Tensor key = run.input(key_input);
-  const Tensor value = run.input(value_input);
-  const Tensor past_key = run.input(past_key_input);
-  const Tensor past_value = run.input(past_value_input);
-  const Tensor seqlens = run.input(seqlens_input);
+  const OpRun run(api, context);
+  const OpTensor query = run.input(query_input);
+  const OpTensor key = run.input(key_input);
+  const OpTensor value = run.input(value_input);
+  const OpTensor past_key = run.input(past_key_input);
+  const OpTensor past_value = run.input(past_value_input);
+  const OpTensor seqlens = run.input(seqlens_input);
   const Rotation rotation = this->rotation(run);
 
   const auto [batch, rows, query_size, none] = query.shape;
@@ -166,17 +99,17 @@ void Kernel::compute(ort::KernelContext* context) const {
   const std::int64_t dim = query_size / (num_heads + (packed ? 2 * num_kv_heads : 0));
   const std::int64_t kv_size = num_kv_heads * dim;
   const std::int64_t capacity = past_key.shape[2];
-  const Shape cache_shape{1, num_kv_heads, capacity, dim};
-  const Shape kv_shape{1, rows, kv_size, absent};
+  const OpShape cache_shape{1, num_kv_heads, capacity, dim};
+  const OpShape kv_shape{1, rows, kv_size, absent};
   run.require(batch == 1 && none == absent && dim > 0 && past_key.shape == cache_shape &&
                   past_value.shape == cache_shape &&
-                  seqlens.shape == Shape{1, absent, absent, absent} &&
+                  seqlens.shape == OpShape{1, absent, absent, absent} &&
                   (packed || (key.shape == kv_shape && value.shape == kv_shape)),
               "inputs whose shapes do not fit each other");
   run.require(dim <= AttentionRows::max_head_dim && 2 * rotation.half <= dim,
               "heads or cosines that are too wide");
 
-  const std::int64_t total = std::int64_t{*reinterpret_cast<const std::int32_t*>(seqlens.data)} + 1;
+  const std::int64_t total = std::int64_t{*static_cast<const std::int32_t*>(seqlens.data)} + 1;
   const std::int64_t past = total - rows;
   run.require(past >= 0 && total <= capacity, "lengths that do not fit the keys and values");
   run.require(total <= rotation.positions || rotation.cos == nullptr,
@@ -190,9 +123,9 @@ void Kernel::compute(ort::KernelContext* context) const {
 
   for (std::int64_t h = 0; h < num_kv_heads; ++h) {
     for (std::int64_t r = 0; r < rows; ++r) {
-      const float* behind = query.data + r * query_size + num_heads * dim;  // the queries
-      const float* new_key = packed ? behind : key.data + r * kv_size;
-      const float* new_value = packed ? behind + kv_size : value.data + r * kv_size;
+      const float* behind = query.floats() + r * query_size + num_heads * dim;  // the queries
+      const float* new_key = packed ? behind : key.floats() + r * kv_size;
+      const float* new_value = packed ? behind + kv_size : value.floats() + r * kv_size;
       const std::int64_t row = (h * capacity + past + r) * dim;
       rotation.apply(new_key + h * dim, dim, past + r, keys + row);
       std::copy_n(new_value + h * dim, dim, values + row);
@@ -216,7 +149,7 @@ void Kernel::compute(ort::KernelContext* context) const {
     for (int i = 0; i < block.count; ++i) {
       const std::int64_t r = (begin + i) / group;
       const std::int64_t query_head = h * group + (begin + i) % group;
-      rotation.apply(query.data + r * query_size + query_head * dim, dim, past + r, turned[i]);
+      rotation.apply(query.floats() + r * query_size + query_head * dim, dim, past + r, turned[i]);
       block.queries[i] = turned[i];
       block.outputs[i] = output + (r * num_heads + query_head) * dim;
       block.num_keys[i] = past + r + 1;
@@ -230,16 +163,6 @@ void Kernel::compute(ort::KernelContext* context) const {
 // What the C API calls ----------------------------------------------------------------------------
 
 const AttentionOp& own(const ort::CustomOp* op) { return static_cast<const AttentionOp&>(*op); }
-
-template <class Work>
-ort::Status* reported(const ort::Api& api, const Work& work) {
-  try {
-    work();
-    return nullptr;
-  } catch (const std::exception& error) {
-    return api.create_status(ort::ErrorCode::runtime_exception, error.what());
-  }
-}
 
 ort::Status* create_kernel_of(const ort::CustomOp* op, const void*, const ort::KernelInfo* info,
                               void** kernel) {
@@ -255,7 +178,7 @@ ort::Status* create_kernel_of(const ort::CustomOp* op, const void*, const ort::K
     const std::int64_t& kv_heads = made->num_kv_heads;
     optional(api.get_int_attribute(info, "num_heads", &made->num_heads));
     optional(api.get_int_attribute(info, "kv_num_heads", &made->num_kv_heads));
-    Attention::require(
+    OpRun::require(
         kv_heads > 0 && heads >= kv_heads && heads <= most_heads && heads % kv_heads == 0,
         "GroupQueryAttention with numbers of heads that make no sense");
     optional(api.get_float_attribute(info, "scale", &made->scale));

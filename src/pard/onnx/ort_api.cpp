@@ -39,6 +39,7 @@ Api load_api(const void* const* table) {
   slot(api.add_custom_op_domain, 28);
   slot(api.create_tensor_with_data, 49);
   slot(api.get_tensor_data, 51);
+  slot(api.get_element_type, 60);
   slot(api.get_dimensions_count, 61);
   slot(api.get_dimensions, 62);
   slot(api.get_tensor_info, 65);
@@ -67,6 +68,8 @@ Api load_api(const void* const* table) {
   slot(api.update_cuda_options, 206);
   slot(api.release_cuda_options, 208);
   slot(api.append_provider, 216);
+  slot(api.get_node_name, 244);
+  slot(api.get_constant_input, 249);
   slot(api.parallel_for, 274);
   return api;
 }

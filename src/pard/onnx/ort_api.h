@@ -51,6 +51,7 @@ struct Api {
                                      const std::int64_t* shape, std::size_t rank, ElementType,
                                      Value**);
   Status* (*get_tensor_data)(Value*, void**);
+  Status* (*get_element_type)(const TensorInfo*, ElementType*);
   Status* (*get_dimensions_count)(const TensorInfo*, std::size_t*);
   Status* (*get_dimensions)(const TensorInfo*, std::int64_t*, std::size_t);
   Status* (*get_tensor_info)(const Value*, TensorInfo**);
@@ -63,6 +64,8 @@ struct Api {
   Status* (*get_kernel_input)(const KernelContext*, std::size_t, const Value**);
   Status* (*get_kernel_output)(KernelContext*, std::size_t, const std::int64_t* shape,
                                std::size_t rank, Value**);
+  Status* (*get_node_name)(const KernelInfo*, char* name, std::size_t* size);
+  Status* (*get_constant_input)(const KernelInfo*, std::size_t, int* is_constant, const Value**);
   void (*release_env)(Env*);
   void (*release_status)(Status*);
   void (*release_memory_info)(MemoryInfo*);
