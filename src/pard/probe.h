@@ -24,9 +24,9 @@ struct ProbeLimits {
 };
 
 // Runs `max_rows` + 5 small forwards on a sequence of its own and releases it. `max_rows`: 0 leaves
-// numbers of rows alone; otherwise at least 2 are tried. Throws ModelError, naming what went wrong, where a difference exceeds its limit, and
-// LogitsError where a logit is not finite. A Model whose max_length leaves no room for so many is
-// tried with fewer.
+// numbers of rows alone; otherwise at least 2 are tried. Throws ModelError, naming what went wrong,
+// where a difference exceeds its limit, and LogitsError where a logit is not finite. A Model whose
+// max_length leaves no room for so many is tried with fewer.
 ProbeReport probe_model(Model& model, const ProbeLimits& limits, std::int64_t max_rows = 2);
 
 }  // namespace pard

@@ -80,7 +80,7 @@ Rotation Kernel::rotation(const OpRun& run) const {
   const OpTensor cos = run.input(cos_input);
   const OpTensor sin = run.input(sin_input);
   run.require(cos.data != nullptr && sin.shape == cos.shape && cos.shape[2] == absent,
-                    "do_rotary without its cosines and sines");
+              "do_rotary without its cosines and sines");
   return {cos.floats(), sin.floats(), cos.shape[1], cos.shape[0], interleaved};
 }
 
