@@ -51,7 +51,8 @@ void warn_if_not_exact(const OnnxModel& model, const OnnxModelOptions& options) 
 std::shared_ptr<OnnxModel> open(const std::filesystem::path& folder, const std::string& provider,
                                 std::map<std::string, std::string> provider_options, int threads,
                                 bool spinning, std::optional<std::int64_t> max_length, bool exact,
-                                bool own_attention, std::optional<bool> static_shapes,
+                                bool own_attention, bool own_matmul,
+                                std::optional<bool> static_shapes,
                                 std::optional<bool> device_memory,
                                 std::shared_ptr<TokenBytes> token_bytes, bool is_target, bool probe,
                                 const std::string& onnxruntime) {
@@ -60,6 +61,7 @@ std::shared_ptr<OnnxModel> open(const std::filesystem::path& folder, const std::
                                  max_length,
                                  exact,
                                  own_attention,
+                                 own_matmul,
                                  static_shapes,
                                  device_memory,
                                  std::move(token_bytes),
@@ -113,12 +115,13 @@ void register_onnx(py::module_& module) {
       .def(py::init(&open), py::arg("folder"), py::kw_only(), py::arg("provider") = "cpu",
            py::arg("provider_options") = std::map<std::string, std::string>{},
            py::arg("threads") = 0, py::arg("spinning") = false, py::arg("max_length") = py::none(),
-           py::arg("exact") = true, py::arg("own_attention") = true,
+           py::arg("exact") = true, py::arg("own_attention") = true, py::arg("own_matmul") = true,
            py::arg("static_shapes") = py::none(), py::arg("device_memory") = py::none(),
            py::arg("token_bytes") = py::none(), py::arg("is_target") = true,
            py::arg("probe") = true, py::arg("onnxruntime") = "")
       .def_property_readonly("contract", &OnnxModel::contract)
       .def_property_readonly("own_attention", &OnnxModel::own_attention)
+      .def_property_readonly("own_matmul", &OnnxModel::own_matmul)
       .def_property_readonly("exact", &OnnxModel::exact)
       .def("padding", &OnnxModel::padding, py::arg("rows"), py::call_guard<ReleasedGil>())
       .def_property_readonly("num_shapes", &OnnxModel::num_shapes)

@@ -768,6 +768,9 @@ class OnnxModel(Model):
         Compute GroupQueryAttention on the CPU by this library's kernel, several times faster for
         the rows of a verification, as far as it has what the graph asks for; otherwise ONNX
         Runtime's does.
+    own_matmul : bool
+        Multiply by weights of 4 and 8 bits on the CPU with this library's kernels, whose rows are
+        nearly free and the same in any company, as far as they have what the graph asks for.
     static_shapes : bool, optional
         Rows and pasts of few sizes only (portable form); by default where the provider compiles a
         graph for every shape.
@@ -805,6 +808,7 @@ class OnnxModel(Model):
         max_length: int | None = None,
         exact: bool = True,
         own_attention: bool = True,
+        own_matmul: bool = True,
         static_shapes: bool | None = None,
         device_memory: bool | None = None,
         token_bytes: TokenBytes | None = None,
@@ -817,6 +821,10 @@ class OnnxModel(Model):
     @property
     def own_attention(self) -> bool:
         """Whether this library's kernel computes attention."""
+
+    @property
+    def own_matmul(self) -> bool:
+        """Whether this library's kernels multiply by integer weights."""
 
     @property
     def exact(self) -> bool:

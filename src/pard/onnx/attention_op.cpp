@@ -160,49 +160,34 @@ void Kernel::compute(ort::KernelContext* context) const {
   });
 }
 
-// What the C API calls ----------------------------------------------------------------------------
-
-const AttentionOp& own(const ort::CustomOp* op) { return static_cast<const AttentionOp&>(*op); }
-
-ort::Status* create_kernel_of(const ort::CustomOp* op, const void*, const ort::KernelInfo* info,
-                              void** kernel) {
-  const ort::Api& api = own(op).api;
-  return reported(api, [&] {
-    auto made = std::make_unique<Kernel>(Kernel{.api = api});
-    const auto optional = [&](ort::Status* status) {  // attributes may be
-      if (status != nullptr) api.release_status(status);
-    };
-    std::int64_t rotates = 0;
-    std::int64_t interleaved = 0;
-    const std::int64_t& heads = made->num_heads;
-    const std::int64_t& kv_heads = made->num_kv_heads;
-    optional(api.get_int_attribute(info, "num_heads", &made->num_heads));
-    optional(api.get_int_attribute(info, "kv_num_heads", &made->num_kv_heads));
-    OpRun::require(
-        kv_heads > 0 && heads >= kv_heads && heads <= most_heads && heads % kv_heads == 0,
-        "GroupQueryAttention with numbers of heads that make no sense");
-    optional(api.get_float_attribute(info, "scale", &made->scale));
-    optional(api.get_float_attribute(info, "softcap", &made->softcap));
-    optional(api.get_int_attribute(info, "do_rotary", &rotates));
-    optional(api.get_int_attribute(info, "rotary_interleaved", &interleaved));
-    made->rotates = rotates != 0;
-    made->interleaved = interleaved != 0;
-    *kernel = made.release();
-  });
-}
-
-ort::Status* run_kernel(void* kernel, ort::KernelContext* context) {
-  const Kernel& own_kernel = *static_cast<Kernel*>(kernel);
-  return reported(own_kernel.api, [&] { own_kernel.compute(context); });
+std::unique_ptr<Kernel> read_node(const AttentionOp& op, const ort::KernelInfo* info) {
+  auto made = std::make_unique<Kernel>(Kernel{.api = op.api});
+  const auto optional = [&](ort::Status* status) {  // attributes may be
+    if (status != nullptr) op.api.release_status(status);
+  };
+  std::int64_t rotates = 0;
+  std::int64_t interleaved = 0;
+  const std::int64_t& heads = made->num_heads;
+  const std::int64_t& kv_heads = made->num_kv_heads;
+  optional(op.api.get_int_attribute(info, "num_heads", &made->num_heads));
+  optional(op.api.get_int_attribute(info, "kv_num_heads", &made->num_kv_heads));
+  OpRun::require(kv_heads > 0 && heads >= kv_heads && heads <= most_heads && heads % kv_heads == 0,
+                 "GroupQueryAttention with numbers of heads that make no sense");
+  optional(op.api.get_float_attribute(info, "scale", &made->scale));
+  optional(op.api.get_float_attribute(info, "softcap", &made->softcap));
+  optional(op.api.get_int_attribute(info, "do_rotary", &rotates));
+  optional(op.api.get_int_attribute(info, "rotary_interleaved", &interleaved));
+  made->rotates = rotates != 0;
+  made->interleaved = interleaved != 0;
+  return made;
 }
 
 }  // namespace
 
-AttentionOp::AttentionOp(const ort::Api& its_api) : ort::CustomOp{}, api(its_api) {
+AttentionOp::AttentionOp(const ort::Api& its_api) : OwnOp(its_api) {
   using ort::ElementType;
-  version = OrtLibrary::api_version;
+  make_kernels<AttentionOp, read_node>(*this);
   get_name = [](const CustomOp*) { return "GroupQueryAttention"; };
-  get_provider = [](const CustomOp*) -> const char* { return nullptr; };
   get_input_count = [](const CustomOp*) { return attention_op_inputs + num_empty_inputs; };
   get_input_type = [](const CustomOp*, std::size_t index) {
     return index == seqlens_input || index == total_input ? ElementType::i32 : ElementType::f32;
@@ -211,14 +196,7 @@ AttentionOp::AttentionOp(const ort::Api& its_api) : ort::CustomOp{}, api(its_api
     const bool optional = index == key_input || index == value_input || index >= cos_input;
     return optional ? Presence::optional : Presence::required;
   };
-  get_input_memory = [](const CustomOp*, std::size_t) { return 0; };
   get_output_count = [](const CustomOp*) { return attention_op_outputs; };
-  get_output_type = [](const CustomOp*, std::size_t) { return ElementType::f32; };
-  get_output_presence = [](const CustomOp*, std::size_t) { return Presence::required; };
-  create_kernel_v2 = create_kernel_of;
-  compute_v2 = run_kernel;
-  destroy_kernel = [](void* kernel) { delete static_cast<Kernel*>(kernel); };
-  get_start_version = [](const CustomOp*) { return 1; };
 }
 
 }  // namespace pard

@@ -1,6 +1,6 @@
 #pragma once
 
-#include "ort_api.h"
+#include "op_run.h"
 
 namespace pard {
 
@@ -10,14 +10,11 @@ namespace pard {
 // OnnxFileSummary::attention_is_plain.
 //
 // ONNX Runtime multiplies matrices, head by head, for which the rows of a verification are too few.
-constexpr const char* attention_op_domain = "com.microsoft";
 constexpr std::size_t attention_op_inputs = 9;   // query .. sin_cache; those behind stay empty
 constexpr std::size_t attention_op_outputs = 3;  // output, keys, values
 
-// The operator, for one library; `api` outlives it.
-struct AttentionOp : ort::CustomOp {
+struct AttentionOp : OwnOp {
   explicit AttentionOp(const ort::Api& api);
-  const ort::Api& api;
 };
 
 }  // namespace pard

@@ -11,6 +11,7 @@
 #include <system_error>
 
 #include "attention_op.h"
+#include "matmul_op.h"
 #include "pard/error.h"
 
 namespace pard {
@@ -131,12 +132,18 @@ std::uint64_t to_number(std::string_view text) {
   return value;
 }
 
-// TensorProto: name = 8, external_data = 13, each a key = 1 and a value = 2. Returns the name.
-std::string_view summarize_tensor(Message tensor, OnnxFileSummary& summary) {
+struct NamedType {
   std::string_view name;
+  ort::ElementType type{};
+};
+
+// TensorProto: data_type = 2, name = 8, external_data = 13, each a key = 1 and a value = 2.
+NamedType summarize_tensor(Message tensor, OnnxFileSummary& summary) {
+  NamedType summarized;
   std::map<std::string_view, std::string_view> external;
   while (const auto field = tensor.next()) {
-    if (field->number == 8 && field->bytes) name = *field->bytes;
+    if (field->number == 8 && field->bytes) summarized.name = *field->bytes;
+    if (field->number == 2) summarized.type = static_cast<ort::ElementType>(field->value);
     if (field->number != 13 || !field->bytes) {
       continue;
     }
@@ -155,7 +162,7 @@ std::string_view summarize_tensor(Message tensor, OnnxFileSummary& summary) {
     const std::uint64_t length = to_number(external["length"]);
     needed = std::max(needed, begin + std::min(length, ~begin));
   }
-  return name;
+  return summarized;
 }
 
 struct Attribute {
@@ -180,6 +187,42 @@ bool is_plain(const Attribute& attribute) {
   return holds(any) || (holds(on) && attribute.value == 1) || (holds(off) && is_off);
 }
 
+// Whether the attributes of a MatMulNBits, those not named at 0, are what matmul_op.h takes.
+bool is_plain_product(std::map<std::string_view, std::int64_t> attributes) {
+  const auto take = [&](std::string_view name, std::int64_t otherwise) {
+    const auto found = attributes.find(name);
+    const std::int64_t value = found == attributes.end() ? otherwise : found->second;
+    attributes.erase(name);
+    return value;
+  };
+  const std::int64_t bits = take("bits", 4);
+  const std::int64_t block = take("block_size", 0);
+  const bool plain = (bits == 4 || bits == 8) && take("accuracy_level", 0) == 4 &&
+                     (block == 16 || block == 32 || block == 64 || block == 128);
+  take("K", 0);
+  take("N", 0);
+  return plain && std::all_of(attributes.begin(), attributes.end(),
+                              [](const auto& other) { return other.second == 0; });
+}
+
+// A MatMulNBits node's inputs, whose types are known when the graph has been walked.
+using ProductInputs = std::array<std::string_view, matmul_op_inputs>;
+
+bool are_constants(const ProductInputs& inputs,
+                   const std::map<std::string_view, ort::ElementType>& weights) {
+  using enum ort::ElementType;
+  const auto is = [&](std::size_t index, std::initializer_list<ort::ElementType> types) {
+    const auto found = weights.find(inputs[index]);
+    return found != weights.end() &&
+           std::find(types.begin(), types.end(), found->second) != types.end();
+  };
+  const auto may_be = [&](std::size_t index, ort::ElementType type) {
+    return inputs[index].empty() || is(index, {type});
+  };
+  return is(1, {u8}) && is(2, {f32, f16}) && may_be(3, u8) && inputs[4].empty() && may_be(5, f32) &&
+         may_be(6, f32);
+}
+
 void summarize_graph(Message graph, OnnxFileSummary& summary, int depth);
 
 // AttributeProto: name = 1, f = 2, i = 3, s = 4, g = 6, graphs = 11.
@@ -200,16 +243,19 @@ Attribute read_attribute(Message message, OnnxFileSummary& summary, int depth) {
 }
 
 // NodeProto: input = 1, output = 2, op_type = 4, attribute = 5. `depth`: graphs it lies inside.
-void summarize_node(Message node, OnnxFileSummary& summary, int depth) {
+void summarize_node(Message node, OnnxFileSummary& summary, int depth,
+                    std::vector<ProductInputs>& products) {
   std::string_view op_type;
   std::array<std::size_t, 2> counts{};
   std::array<std::size_t, 2> given{};  // inputs and outputs, up to the last that has a name
+  ProductInputs inputs;
   bool plain = depth == 0;
   std::map<std::string_view, std::int64_t> values;
   while (const auto part = node.next()) {
     if (!part->bytes) continue;
     if (part->number == 1 || part->number == 2) {
       const std::size_t which = part->number - 1;
+      if (which == 0 && counts[0] < inputs.size()) inputs[counts[0]] = *part->bytes;
       ++counts[which];
       if (!part->bytes->empty()) given[which] = counts[which];
     } else if (part->number == 4) {
@@ -233,6 +279,11 @@ void summarize_node(Message node, OnnxFileSummary& summary, int depth) {
     summary.weight_bits.insert(values.contains(bits) ? values[bits] : 4);
     summary.weights_are_prepacked |=
         values["weight_prepacked"] > 0 || values["weights_prepacked"] > 0;
+    if (op_type == "MatMulNBits") {
+      summary.products_are_plain &=
+          depth == 0 && given[0] <= matmul_op_inputs && is_plain_product(values);
+      products.push_back(inputs);
+    }
   }
 }
 
@@ -279,15 +330,17 @@ TensorSpec read_value_info(Message value) {
 // GraphProto: node = 1, initializer = 5, input = 11, output = 12.
 void summarize_graph(Message graph, OnnxFileSummary& summary, int depth) {
   if (depth > 32) graph.fail();
-  std::set<std::string_view> weights;  // old files list them as inputs too
+  std::map<std::string_view, ort::ElementType> weights;
+  std::vector<ProductInputs> products;
   while (const auto field = graph.next()) {
     if (!field->bytes) {
       continue;
     }
     if (field->number == 5) {
-      weights.insert(summarize_tensor(graph.inside(*field), summary));
+      const NamedType tensor = summarize_tensor(graph.inside(*field), summary);
+      weights[tensor.name] = tensor.type;
     } else if (field->number == 1) {
-      summarize_node(graph.inside(*field), summary, depth);
+      summarize_node(graph.inside(*field), summary, depth, products);
     } else if (field->number == 11 && depth == 0) {
       summary.inputs.push_back(read_value_info(graph.inside(*field)));
     } else if (field->number == 12 && depth == 0) {
@@ -295,14 +348,20 @@ void summarize_graph(Message graph, OnnxFileSummary& summary, int depth) {
     }
   }
   if (depth > 0) return;
+  for (const ProductInputs& inputs : products) {
+    summary.products_are_plain &= are_constants(inputs, weights);
+  }
+  // Old files list weights as inputs too.
   std::erase_if(summary.inputs,
                 [&](const TensorSpec& input) { return weights.contains(input.name); });
 }
 
 // FunctionProto: node = 7.
 void summarize_function(Message function, OnnxFileSummary& summary) {
+  std::vector<ProductInputs> products;
   while (const auto field = function.next()) {
-    if (field->number == 7 && field->bytes) summarize_node(function.inside(*field), summary, 1);
+    if (field->number != 7 || !field->bytes) continue;
+    summarize_node(function.inside(*field), summary, 1, products);
   }
 }
 
@@ -330,7 +389,9 @@ OnnxFileSummary summarize_onnx(std::string_view bytes, const std::string& file) 
   // Keys and values are among the inputs: where one is of another floating-point type, they are.
   for (const TensorSpec& input : summary.inputs) {
     using enum ort::ElementType;
-    summary.attention_is_plain &= input.type == f32 || input.type == i32 || input.type == i64;
+    const bool plain = input.type == f32 || input.type == i32 || input.type == i64;
+    summary.attention_is_plain &= plain;
+    summary.products_are_plain &= plain;
   }
   return summary;
 }

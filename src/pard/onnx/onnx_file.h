@@ -22,6 +22,10 @@ struct OnnxFileSummary {
   // and values, without masks, windows, sinks or quantized caches; and none lies in a subgraph.
   bool attention_is_plain = true;
 
+  // Whether every MatMulNBits is what matmul_op.h computes: float32 rows that may be rounded to 8
+  // bits, constant weights of 4 or 8 bits in order; and none lies in a subgraph.
+  bool products_are_plain = true;
+
   // Whether a GroupQueryAttention normalizes queries and keys itself.
   bool attention_normalizes = false;
 

@@ -36,21 +36,9 @@ void add_to(RowCounts::Digest& digest, const std::vector<std::byte>& bytes) {
   digest = 31 * digest + std::hash<std::string_view>{}(text);
 }
 
-// What older versions say of such a graph names neither version nor weights.
-void check_version(const FolderContract& contract, const OrtLibrary& library) {
-  if (contract.file_summary.weight_bits.contains(8) && !library.is_at_least(22)) {
-    throw RuntimeMissing({"Model '" + contract.name + "' needs a newer ONNX Runtime",
-                          "version 1.22 or later, whose MatMulNBits takes weights of 8 bits",
-                          "version " + library.version() + ", '" + library.path() + "'",
-                          "Install it with: pip install -U onnxruntime."});
-  }
-}
-
-FolderContract open_contract(const std::filesystem::path& folder, const OnnxModelOptions& options,
-                             const OrtLibrary& library) {
+FolderContract open_contract(const std::filesystem::path& folder, const OnnxModelOptions& options) {
   FolderContract contract = read_folder(folder);
   check_provider(contract, options.session.provider);
-  check_version(contract, library);
   for (const char* op : {"DynamicQuantizeLinear", "DynamicQuantizeMatMul"}) {
     if (options.is_target && contract.file_summary.op_types.contains(op)) {
       throw ModelError({"Model '" + contract.name + "' cannot be a target",
@@ -86,6 +74,9 @@ SessionOptions session_options(const FolderContract& contract, const OnnxModelOp
   session.own_attention =
       options.own_attention && session.provider == "cpu" && contract.form == GraphForm::gqa &&
       contract.file_summary.attention_is_plain && contract.head_dim <= AttentionRows::max_head_dim;
+  session.own_matmul =
+      options.own_matmul && session.provider == "cpu" && contract.form == GraphForm::gqa &&
+      !contract.file_summary.weight_bits.empty() && contract.file_summary.products_are_plain;
   return session;
 }
 
@@ -101,6 +92,20 @@ bool uses_own_attention(const FolderContract& contract, const OnnxModelOptions& 
          "ONNX Runtime's GroupQueryAttention refuses heads of this size. Open the "
          "folder on the CPU, or export the model with: pard-rt export --form "
          "portable."});
+  }
+  return own;
+}
+
+// Whether products run by this library's kernels. Throws RuntimeMissing where they do not and this
+// version has none: what it says itself names neither version nor weights.
+bool uses_own_matmul(const FolderContract& contract, const OnnxModelOptions& options,
+                     const OrtLibrary& library) {
+  const bool own = session_options(contract, options).own_matmul;
+  if (!own && contract.file_summary.weight_bits.contains(8) && !library.is_at_least(22)) {
+    throw RuntimeMissing({"Model '" + contract.name + "' needs a newer ONNX Runtime",
+                          "version 1.22 or later, whose MatMulNBits takes weights of 8 bits",
+                          "version " + library.version() + ", '" + library.path() + "'",
+                          "Install it with: pip install -U onnxruntime."});
   }
   return own;
 }
@@ -122,9 +127,10 @@ OnnxModel::OnnxModel(const std::filesystem::path& folder, const OnnxModelOptions
 OnnxModel::OnnxModel(const std::filesystem::path& folder, const OnnxModelOptions& options,
                      std::shared_ptr<const OrtLibrary> library)
     : library_(std::move(library)),
-      contract_(open_contract(folder, options, *library_)),
+      contract_(open_contract(folder, options)),
       provider_(options.session.provider),
       own_attention_(uses_own_attention(contract_, options)),
+      own_matmul_(uses_own_matmul(contract_, options, *library_)),
       session_(library_, folder / contract_.graph, session_options(contract_, options)),
       types_{*contract_.kv_dtype, *contract_.logits_dtype},
       static_shapes_(options.static_shapes.value_or(options.session.provider == "migraphx")),

@@ -39,6 +39,9 @@ struct OnnxModelOptions {
   // what the graph asks for; false: by ONNX Runtime's.
   bool own_attention = true;
 
+  // MatMulNBits likewise, by matmul_op.h.
+  bool own_matmul = true;
+
   // Rows and pasts of few sizes, the rest padded or masked, for providers that compile a graph for
   // every shape; portable form only. Absent: for migraphx.
   std::optional<bool> static_shapes;
@@ -83,6 +86,7 @@ class OnnxModel final : public Model {
 
   // True where attention is computed by this library's kernel.
   bool own_attention() const { return own_attention_; }
+  bool own_matmul() const { return own_matmul_; }
 
   // True where a row has the same bits in any company, tried on this machine: a target of the gqa
   // form, opened with options.exact. Speculative decoding then gives plain decoding's text bit for
@@ -140,6 +144,7 @@ class OnnxModel final : public Model {
   FolderContract contract_;
   std::string provider_;
   bool own_attention_ = false;
+  bool own_matmul_ = false;
   Session session_;
   GraphTypes types_;
   ModelInfo info_;

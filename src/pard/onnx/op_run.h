@@ -3,6 +3,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <exception>
 #include <initializer_list>
 #include <stdexcept>
 #include <string>
@@ -87,6 +88,21 @@ class OpRun {
   ort::KernelContext* context_;
 };
 
+// An operator of ours, for one library; `api` outlives it.
+struct OwnOp : ort::CustomOp {
+  explicit OwnOp(const ort::Api& its_api) : ort::CustomOp{}, api(its_api) {
+    version = OrtLibrary::api_version;
+    get_provider = [](const CustomOp*) -> const char* { return nullptr; };
+    get_input_memory = [](const CustomOp*, std::size_t) { return 0; };
+    get_output_type = [](const CustomOp*, std::size_t) { return ort::ElementType::f32; };
+    get_output_presence = [](const CustomOp*, std::size_t) { return Presence::required; };
+    get_start_version = [](const CustomOp*) { return 1; };
+  }
+
+  const ort::Api& api;
+  mutable std::exception_ptr failure;  // why the latest kernel was not made
+};
+
 // What the C API calls must not throw.
 template <class Work>
 ort::Status* reported(const ort::Api& api, const Work& work) {
@@ -96,6 +112,29 @@ ort::Status* reported(const ort::Api& api, const Work& work) {
   } catch (const std::exception& error) {
     return api.create_status(ort::ErrorCode::runtime_exception, error.what());
   }
+}
+
+// `make(op, info)` returns a kernel, on the heap, whose compute(context) runs it.
+template <class Op, auto make>
+void make_kernels(Op& op) {
+  using Kernel = typename decltype(make(op, nullptr))::element_type;
+  op.create_kernel_v2 = [](const ort::CustomOp* base, const void*, const ort::KernelInfo* info,
+                           void** kernel) {
+    const auto& own = static_cast<const Op&>(*base);
+    return reported(own.api, [&] {
+      try {
+        *kernel = make(own, info).release();
+      } catch (...) {
+        own.failure = std::current_exception();
+        throw;
+      }
+    });
+  };
+  op.compute_v2 = [](void* kernel, ort::KernelContext* context) {
+    const Kernel& own = *static_cast<Kernel*>(kernel);
+    return reported(own.api, [&] { own.compute(context); });
+  };
+  op.destroy_kernel = [](void* kernel) { delete static_cast<Kernel*>(kernel); };
 }
 
 }  // namespace pard

@@ -27,7 +27,16 @@ struct Status;
 struct TensorInfo;
 struct Value;
 
-enum class ElementType : int { f32 = 1, u8 = 2, i8 = 3, i32 = 6, i64 = 7, f16 = 10, bf16 = 16 };
+enum class ElementType : int {
+  unspecified = 0,
+  f32 = 1,
+  u8 = 2,
+  i8 = 3,
+  i32 = 6,
+  i64 = 7,
+  f16 = 10,
+  bf16 = 16
+};
 enum class ErrorCode : int { runtime_exception = 6 };
 enum class LogLevel : int { fatal = 4 };
 

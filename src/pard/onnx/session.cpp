@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "attention_op.h"
+#include "matmul_op.h"
 #include "pard/error.h"
 
 namespace pard {
@@ -41,14 +42,29 @@ struct KeysAndValues {
 
 // Operators of ours, and the domain a session looks for them in.
 struct OwnOps {
-  explicit OwnOps(const OrtLibrary& library) : attention(library.api()) {
+  OwnOps(const OrtLibrary& library, const SessionOptions& options)
+      : attention(library.api()), matmul(library.api(), options.intra_op_threads) {
+    if (options.own_attention) used.push_back(&attention);
+    if (options.own_matmul) used.push_back(&matmul);
     ort::CustomOpDomain* raw = nullptr;
-    library.check(library.api().create_custom_op_domain(attention_op_domain, &raw),
+    library.check(library.api().create_custom_op_domain("com.microsoft", &raw),
                   "make a domain of operators");
     domain = {raw, library.api().release_custom_op_domain};
-    library.check(library.api().add_to_custom_op_domain(raw, &attention), "add an operator");
+    for (const OwnOp* op : used) {
+      library.check(library.api().add_to_custom_op_domain(raw, op), "add an operator");
+    }
   }
+
+  // Throws what one of them had to say.
+  void rethrow() const {
+    for (const OwnOp* op : used) {
+      if (op->failure) std::rethrow_exception(op->failure);
+    }
+  }
+
   AttentionOp attention;
+  MatmulOp matmul;
+  std::vector<const OwnOp*> used;
   ort::Handle<ort::CustomOpDomain> domain{nullptr, nullptr};
 };
 
@@ -96,12 +112,24 @@ void Session::open(const SessionOptions& options, const std::string& what, const
     check(api.add_session_config_entry(raw, "session.disable_quant_qdq", "1"));
   }
   append_provider(raw, options);
-  const std::shared_ptr<const OwnOps> own_ops =
-      options.own_attention ? std::make_shared<OwnOps>(*library_) : nullptr;
-  if (own_ops) check(api.add_custom_op_domain(raw, own_ops->domain.get()));
+  const auto own_ops = std::make_shared<const OwnOps>(*library_, options);
+  if (!own_ops->used.empty()) check(api.add_custom_op_domain(raw, own_ops->domain.get()));
 
   ort::Session* session = nullptr;
-  library_->check(create(raw, &session), what,
+  ort::Status* const status = create(raw, &session);
+  try {
+    own_ops->rethrow();
+  } catch (const Error&) {
+    api.release_status(status);
+    throw;
+  } catch (const std::bad_alloc&) {
+    api.release_status(status);
+    throw ModelError({"The weights of a graph do not fit into memory", "memory to repack them in",
+                      "none left: could not " + what,
+                      "Close other models, or export with fewer bits (--weights int4)."});
+  } catch (const std::exception&) {  // ONNX Runtime's message has it
+  }
+  library_->check(status, what,
                   "A graph newer than the runtime needs: pip install -U onnxruntime.");
   // The library outlives its session, and so do operators.
   session_ = {session,
@@ -198,6 +226,8 @@ std::string name_of(ort::ElementType type) {
       return "float16";
     case ort::ElementType::bf16:
       return "bfloat16";
+    case ort::ElementType::unspecified:
+      break;
   }
   return "element type " + std::to_string(static_cast<int>(type));
 }

@@ -1,0 +1,89 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+namespace pard {
+
+// Weights [num_columns, depth] of a product: rows [R, depth] times weights transposed. They are
+// integers of 4 or 8 bits in blocks along the depth; a weight is q * scale + minimum, or
+// (q - zero point) * scale. They lie as the kernels read them, tile after tile:
+//
+//   tile     as many columns of the product as a vector register has integers
+//   block    scales of the tile's columns, their offsets if any, then the groups of the block
+//   group    32 of the depth (16 in blocks of 16), in quads of four: a quad of every column in
+//            turn. Of 4 bits, the quads of the second half lie above those of the first.
+struct PackedMatrix {
+  enum class Offsets : std::uint8_t {
+    none,
+    zero_points,  // uint8
+    minima,       // float32
+  };
+
+  std::int64_t num_columns = 0;
+  std::int64_t depth = 0;
+  int bits = 4;
+  int block = 32;
+  bool half_scales = false;  // float16; else float32
+  Offsets offsets = Offsets::none;
+  int tile = 0;                       // of the kernel they are packed for
+  const std::byte* blocks = nullptr;  // tile by tile, the blocks in turn
+
+  int group() const { return block < 32 ? block : 32; }
+  std::int64_t num_blocks() const { return (depth + block - 1) / block; }
+  std::int64_t num_groups() const { return num_blocks() * (block / group()); }
+  std::int64_t num_tiles() const { return (num_columns + tile - 1) / tile; }
+  std::size_t header_bytes() const {
+    const int offset = offsets == Offsets::none ? 0 : offsets == Offsets::minima ? 4 : 1;
+    return static_cast<std::size_t>(tile) *
+           static_cast<std::size_t>((half_scales ? 2 : 4) + offset);
+  }
+  std::size_t group_bytes() const {
+    return static_cast<std::size_t>(tile) * static_cast<std::size_t>(group() * bits / 8);
+  }
+  std::size_t block_bytes() const {
+    return header_bytes() + static_cast<std::size_t>(block / group()) * group_bytes();
+  }
+  std::size_t tile_bytes() const { return static_cast<std::size_t>(num_blocks()) * block_bytes(); }
+  std::size_t bytes() const { return static_cast<std::size_t>(num_tiles()) * tile_bytes(); }
+};
+
+// Up to most_rows rows, rounded to integers of 8 bits by group: what a kernel multiplies at a time.
+//
+//   group    integers of every row [rows, group], then of each row: the scale; the sum of its
+//            integers times -8 or -128, which centers weights; the sum times the scale
+struct RowPanel {
+  static std::size_t group_bytes(int group, int rows) {
+    return static_cast<std::size_t>(rows) * (static_cast<std::size_t>(group) + 12);
+  }
+};
+
+// The product by one kind of vector instructions.
+//
+// An element of the product is a sum over groups, in their order, of integer sums that are exact;
+// each is scaled and added with one rounding. So a row has the same bits whatever rows are with
+// it, whoever computes its tiles, and on every kind of machine.
+struct MatmulKernel {
+  const char* name;
+  int tile;       // columns
+  int most_rows;  // of a panel
+
+  // Rounds `count` rows of `stride` floats apart into a panel. A row that is not finite becomes
+  // NaN.
+  void (*round_rows)(const PackedMatrix& weights, const float* rows, std::int64_t stride, int count,
+                     std::byte* panel);
+
+  // The columns of one tile, for the rows of a panel: out[row * stride + column], column counted
+  // from the matrix's first. `bias` has an addend for every column of the matrix, or is null.
+  void (*multiply)(const PackedMatrix& weights, std::int64_t tile, const std::byte* panel,
+                   int count, const float* bias, float* out, std::int64_t stride);
+};
+
+// The fastest that this machine's CPU can run.
+const MatmulKernel& matmul_kernel();
+
+// All that it can run, slowest first.
+const std::vector<MatmulKernel>& all_matmul_kernels();
+
+}  // namespace pard

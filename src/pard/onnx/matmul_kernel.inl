@@ -1,0 +1,337 @@
+// The body of matmul_kernel_*.cpp, each compiled for other vector instructions. It calls nothing
+// that is inline elsewhere: the linker might take such a function from here for all of the program.
+//
+// PARD_WIDTH: integers of a vector register. PARD_ROWS: how many such of sums fit into the
+// registers, beside the weights of a group.
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+#include <utility>
+
+#include "matmul_kernel.h"
+
+namespace pard {
+
+namespace {
+
+constexpr int width = PARD_WIDTH;
+constexpr int most_rows = PARD_ROWS;
+
+using Floats = float __attribute__((vector_size(4 * width)));
+using Ints = std::int32_t __attribute__((vector_size(4 * width)));
+using Bytes = std::uint8_t __attribute__((vector_size(4 * width)));  // four for each column
+using Shorts = std::uint16_t __attribute__((vector_size(4 * width)));
+using Narrow = std::uint8_t __attribute__((vector_size(width)));  // one for each column
+
+template <class Vector>
+inline Vector load(const void* data) {
+  Vector value;
+  __builtin_memcpy(&value, data, sizeof(Vector));
+  return value;
+}
+inline Floats all_of(float value) { return value - Floats{}; }
+inline Ints all_of(std::int32_t value) { return value - Ints{}; }
+
+// a * b + c, rounded once: on machines without such an instruction too.
+inline Floats multiply_add(const Floats& a, const Floats& b, const Floats& c) {
+#if defined(__AVX512F__)
+  return _mm512_fmadd_ps(a, b, c);
+#elif defined(__FMA__)
+  return _mm256_fmadd_ps(a, b, c);
+#elif defined(__aarch64__)
+  return vfmaq_f32(c, a, b);
+#else
+  Floats sum;
+  for (int i = 0; i < width; ++i) sum[i] = __builtin_fmaf(a[i], b[i], c[i]);
+  return sum;
+#endif
+}
+
+// float16 that are finite.
+inline Floats load_halves(const std::byte* data) {
+#if defined(__AVX512F__)
+  const __m256i halves = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(data));
+  return _mm512_maskz_cvtph_ps(0xFFFF, halves);
+#elif defined(__F16C__)
+  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(data)));
+#elif defined(__aarch64__)
+  return vcvt_f32_f16(vreinterpret_f16_u8(vld1_u8(reinterpret_cast<const std::uint8_t*>(data))));
+#else
+  Floats values;
+  for (int i = 0; i < width; ++i) {
+    std::uint16_t half = 0;
+    __builtin_memcpy(&half, data + 2 * i, sizeof(half));
+    const std::uint32_t bits = (half & 0x7FFFU) << 13;
+    float value = 0;
+    __builtin_memcpy(&value, &bits, sizeof(value));
+    values[i] = (half & 0x8000U) != 0 ? -value : value;
+  }
+  return values * 0x1p112F;
+#endif
+}
+
+// A group's weights of a tile, unsigned. Where products are summed in 16 bits, those of 8 bits do
+// not fit and lie in two halves of 4: the low ones first.
+#if defined(__AVX2__) && !defined(__AVX512VNNI__) && !defined(__AVXVNNI__)
+constexpr bool sums_in_16_bits = true;
+#else
+constexpr bool sums_in_16_bits = false;
+#endif
+
+template <int bits, int quads>
+struct Group {
+  static constexpr bool split = bits == 8 && sums_in_16_bits;
+  static constexpr int num_vectors = split ? 2 * quads : quads;
+
+  explicit Group(const std::byte* packed) {
+    const auto low = [](const Bytes& bytes) { return bytes & 0x0F; };
+    const auto high = [](const Bytes& bytes) {
+      return reinterpret_cast<Bytes>(reinterpret_cast<Shorts>(bytes) >> 4) & 0x0F;
+    };
+    constexpr int num_loaded = bits == 8 ? quads : quads / 2;
+    for (int i = 0; i < num_loaded; ++i) {
+      const auto loaded = load<Bytes>(packed + i * static_cast<int>(sizeof(Bytes)));
+      if constexpr (bits == 8 && !split) {
+        vectors[i] = loaded;
+      } else {
+        vectors[i] = low(loaded);
+        vectors[num_loaded + i] = high(loaded);
+      }
+    }
+  }
+
+  Bytes vectors[num_vectors];
+};
+
+// For every column, the sum of (weight - 8 or 128) * value over a group, exact. `values` are quads
+// of integers of 8 bits from -127 to 127; `start` is their sum times -8 or -128.
+template <int bits, int quads>
+inline Ints centered_sum(const Group<bits, quads>& group, const std::int32_t* values,
+                         std::int32_t start) {
+  Ints sums = all_of(start);
+#if defined(__AVX512VNNI__)
+  for (int i = 0; i < quads; ++i) {
+    sums = reinterpret_cast<Ints>(_mm512_dpbusd_epi32(reinterpret_cast<__m512i>(sums),
+                                                      reinterpret_cast<__m512i>(group.vectors[i]),
+                                                      _mm512_set1_epi32(values[i])));
+  }
+#elif defined(__AVXVNNI__)
+  for (int i = 0; i < quads; ++i) {
+    sums = reinterpret_cast<Ints>(_mm256_dpbusd_avx_epi32(
+        reinterpret_cast<__m256i>(sums), reinterpret_cast<__m256i>(group.vectors[i]),
+        _mm256_set1_epi32(values[i])));
+  }
+#elif defined(__AVX2__)
+  // Two products of at most 15 * 127, eight times, fit into 16 bits.
+  const auto add = [&](const Bytes* vectors, short factor) {
+    __m256i pairs = _mm256_setzero_si256();
+    for (int i = 0; i < quads; ++i) {
+      pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16(reinterpret_cast<__m256i>(vectors[i]),
+                                                           _mm256_set1_epi32(values[i])));
+    }
+    sums += reinterpret_cast<Ints>(_mm256_madd_epi16(pairs, _mm256_set1_epi16(factor)));
+  };
+  add(group.vectors, 1);
+  if constexpr (Group<bits, quads>::split) add(group.vectors + quads, 16);
+#elif defined(__ARM_FEATURE_MATMUL_INT8)
+  for (int i = 0; i < quads; ++i) {
+    sums = vusdotq_s32(sums, group.vectors[i], vreinterpretq_s8_s32(vdupq_n_s32(values[i])));
+  }
+#elif defined(__ARM_FEATURE_DOTPROD)
+  if constexpr (bits == 8) sums = Ints{};  // signed weights are centered already
+  for (int i = 0; i < quads; ++i) {
+    const Bytes weights = bits == 8 ? group.vectors[i] ^ 0x80 : group.vectors[i];
+    sums =
+        vdotq_s32(sums, vreinterpretq_s8_u8(weights), vreinterpretq_s8_s32(vdupq_n_s32(values[i])));
+  }
+#else
+  for (int i = 0; i < quads; ++i) {
+    const auto weights = reinterpret_cast<Ints>(group.vectors[i]);  // a quad of a column in each
+    for (int k = 0; k < 4; ++k) {
+      sums += (weights >> (8 * k) & 0xFF) * (values[i] << (24 - 8 * k) >> 24);
+    }
+  }
+#endif
+  return sums;
+}
+
+struct TileTask {
+  const PackedMatrix& weights;
+  const std::byte* blocks;  // of the tile
+  const std::byte* panel;
+  const float* start;  // an addend for every column of the tile
+  float* out;
+  std::int64_t stride;
+};
+
+template <int bits, int quads, bool has_offsets, int rows>
+void multiply_tile(const TileTask& task) {
+  constexpr int group_size = 4 * quads;
+  const PackedMatrix& weights = task.weights;
+  const bool half_scales = weights.half_scales;
+  const bool minima = weights.offsets == PackedMatrix::Offsets::minima;
+  const std::int64_t num_blocks = weights.num_blocks();
+  const int groups_per_block = weights.block / group_size;
+  constexpr float half = 1 << (bits - 1);
+
+  Floats sums[rows];
+  for (int r = 0; r < rows; ++r) sums[r] = load<Floats>(task.start);
+  const std::byte* next = task.blocks;
+  const std::byte* panel = task.panel;
+  for (std::int64_t b = 0; b < num_blocks; ++b) {
+    const Floats scales = half_scales ? load_halves(next) : load<Floats>(next);
+    next += half_scales ? 2 * width : 4 * width;
+    Floats offsets{};
+    if constexpr (has_offsets) {
+      if (minima) {
+        offsets = multiply_add(scales, all_of(half), load<Floats>(next));
+        next += 4 * width;
+      } else {
+        offsets = scales * (half - __builtin_convertvector(load<Narrow>(next), Floats));
+        next += width;
+      }
+    }
+    for (int g = 0; g < groups_per_block; ++g) {
+      const Group<bits, quads> group(next);
+      next += width * group_size * bits / 8;
+      const auto values = reinterpret_cast<const std::int32_t*>(panel);
+      const auto row_scales = reinterpret_cast<const float*>(values + rows * quads);
+      const auto starts = reinterpret_cast<const std::int32_t*>(row_scales + rows);
+      const auto scaled_sums = reinterpret_cast<const float*>(starts + rows);
+      for (int r = 0; r < rows; ++r) {
+        const Ints sum = centered_sum(group, values + r * quads, starts[r]);
+        const Floats scaled = __builtin_convertvector(sum, Floats) * row_scales[r];
+        sums[r] = multiply_add(scaled, scales, sums[r]);
+        if constexpr (has_offsets) {
+          sums[r] = multiply_add(offsets, all_of(scaled_sums[r]), sums[r]);
+        }
+      }
+      panel = reinterpret_cast<const std::byte*>(scaled_sums + rows);
+    }
+  }
+  for (int r = 0; r < rows; ++r) {
+    __builtin_memcpy(task.out + r * task.stride, &sums[r], sizeof(Floats));
+  }
+}
+
+using MultiplyTile = void (*)(const TileTask&);
+
+// [of 8 bits][in groups of 32][with offsets][rows - 1]
+template <int bits, int quads, bool has_offsets, int... less>
+MultiplyTile pick(int rows, std::integer_sequence<int, less...>) {
+  static constexpr MultiplyTile by_rows[] = {multiply_tile<bits, quads, has_offsets, less + 1>...};
+  return by_rows[rows - 1];
+}
+
+template <int bits, int quads>
+MultiplyTile pick(bool has_offsets, int rows) {
+  constexpr std::make_integer_sequence<int, most_rows> counts;
+  return has_offsets ? pick<bits, quads, true>(rows, counts)
+                     : pick<bits, quads, false>(rows, counts);
+}
+
+MultiplyTile pick(const PackedMatrix& weights, int rows) {
+  const bool has_offsets = weights.offsets != PackedMatrix::Offsets::none;
+  if (weights.bits == 4) {
+    return weights.block < 32 ? pick<4, 4>(has_offsets, rows) : pick<4, 8>(has_offsets, rows);
+  }
+  return weights.block < 32 ? pick<8, 4>(has_offsets, rows) : pick<8, 8>(has_offsets, rows);
+}
+
+void multiply(const PackedMatrix& weights, std::int64_t tile, const std::byte* panel, int count,
+              const float* bias, float* out, std::int64_t stride) {
+  const std::int64_t first = tile * width;
+  const std::int64_t left = weights.num_columns - first;
+  float start[width] = {};
+  for (int i = 0; bias != nullptr && i < width && i < left; ++i) start[i] = bias[first + i];
+  TileTask task{weights,     weights.blocks + static_cast<std::size_t>(tile) * weights.tile_bytes(),
+                panel,       start,
+                out + first, stride};
+  float whole[most_rows * width];
+  const bool is_cut = left < width;
+  if (is_cut) {
+    task.out = whole;
+    task.stride = width;
+  }
+  pick(weights, count)(task);
+  for (int r = 0; is_cut && r < count; ++r) {
+    for (int i = 0; i < left; ++i) out[r * stride + first + i] = whole[r * width + i];
+  }
+}
+
+// A group of floats becomes integers, a scale and sums.
+template <int size>
+void round_group(const float* row, int bits_of_weights, std::int8_t* values, float* scale,
+                 std::int32_t* start, float* scaled_sum) {
+  constexpr int count = size / width;
+  constexpr std::int32_t infinite = 0x7F800000;  // the bits of larger numbers are larger
+  Ints largest{};
+  for (int i = 0; i < count; ++i) {
+    const Ints bits = load<Ints>(row + i * width) & 0x7FFFFFFF;
+    largest = bits > largest ? bits : largest;
+  }
+  std::int32_t bits = 0;
+  for (int i = 0; i < width; ++i) bits = largest[i] > bits ? largest[i] : bits;
+  float most = 0;
+  __builtin_memcpy(&most, &bits, sizeof(most));
+  if (bits >= infinite) most = __builtin_nanf("");
+  *scale = most / 127.0F;
+  const bool is_zero = !(most > 1.0e-30F);  // or NaN
+  const float factor = is_zero ? 0 : 127.0F / most;
+  if (is_zero && most == most) *scale = 0;
+  constexpr float to_integer = 12582912.0F;  // 1.5 * 2^23: adding it rounds to an integer
+  Ints total{};
+  for (int i = 0; i < count; ++i) {
+    const Floats moved = load<Floats>(row + i * width) * factor + to_integer;
+    const Ints rounded = reinterpret_cast<Ints>(moved) - 0x4B400000;
+    const Ints kept = is_zero ? Ints{} : rounded;
+    total += kept;
+    const Narrow narrow = __builtin_convertvector(kept, Narrow);
+    __builtin_memcpy(values + i * width, &narrow, sizeof(narrow));
+  }
+  std::int32_t sum = 0;
+  for (int i = 0; i < width; ++i) sum += total[i];
+  *start = -sum * (1 << (bits_of_weights - 1));
+  *scaled_sum = *scale * static_cast<float>(sum);
+}
+
+template <int size>
+void round_rows_in(const PackedMatrix& weights, const float* rows, std::int64_t stride, int count,
+                   std::byte* panel) {
+  const std::int64_t num_groups = weights.num_groups();
+  for (std::int64_t g = 0; g < num_groups; ++g) {
+    const auto values = reinterpret_cast<std::int8_t*>(panel);
+    const auto scales = reinterpret_cast<float*>(values + count * size);
+    const auto starts = reinterpret_cast<std::int32_t*>(scales + count);
+    const auto scaled_sums = reinterpret_cast<float*>(starts + count);
+    const std::int64_t left = weights.depth - g * size;
+    for (int r = 0; r < count; ++r) {
+      const float* row = rows + r * stride + g * size;
+      float padded[size] = {};
+      if (left < size) {
+        for (std::int64_t i = 0; i < left; ++i) padded[i] = row[i];
+        row = padded;
+      }
+      round_group<size>(row, weights.bits, values + r * size, scales + r, starts + r,
+                        scaled_sums + r);
+    }
+    panel = reinterpret_cast<std::byte*>(scaled_sums + count);
+  }
+}
+
+void round_rows(const PackedMatrix& weights, const float* rows, std::int64_t stride, int count,
+                std::byte* panel) {
+  if (weights.block < 32) {
+    round_rows_in<16>(weights, rows, stride, count, panel);
+  } else {
+    round_rows_in<32>(weights, rows, stride, count, panel);
+  }
+}
+
+}  // namespace
+
+}  // namespace pard

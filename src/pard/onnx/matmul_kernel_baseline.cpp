@@ -1,0 +1,10 @@
+#define PARD_WIDTH 4
+#define PARD_ROWS 4
+#include "matmul_kernel.inl"
+
+namespace pard {
+
+extern const MatmulKernel matmul_kernel_baseline{"baseline", width, most_rows, round_rows,
+                                                 multiply};
+
+}  // namespace pard

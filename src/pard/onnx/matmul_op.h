@@ -1,0 +1,21 @@
+#pragma once
+
+#include "op_run.h"
+
+namespace pard {
+
+// MatMulNBits on the CPU by the kernels of matmul_kernel.h, under the name and domain of ONNX
+// Runtime's own operator: a session that is given it prefers it. float32 rows, rounded to 8 bits
+// (accuracy_level 4); weights of 4 or 8 bits that are constants; not all that the operator has, see
+// OnnxFileSummary::products_are_plain.
+//
+// ONNX Runtime has kernels for one row and for many, which read weights again for every few rows
+// and round otherwise. A row of this one has the same bits whatever is with it.
+constexpr std::size_t matmul_op_inputs = 7;  // rows .. bias of ONNX Runtime's, then minima
+
+struct MatmulOp : OwnOp {
+  MatmulOp(const ort::Api& api, int threads);
+  int threads;  // that pack weights
+};
+
+}  // namespace pard

@@ -1,0 +1,257 @@
+#include "packed_weights.h"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <bit>
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <map>
+#include <mutex>
+#include <new>
+#include <optional>
+#include <stdexcept>
+#include <thread>
+#include <vector>
+
+namespace pard {
+
+namespace {
+
+constexpr std::size_t worth_a_thread = 1 << 20;  // bytes
+constexpr std::size_t huge_page = 1 << 21;
+
+// Calls task(begin, end) for parts of [0, count), on several threads where there is much to do.
+template <class Task>
+void in_parts(std::int64_t count, std::size_t bytes, int threads, const Task& task) {
+  const auto useful = static_cast<std::int64_t>(bytes / worth_a_thread);
+  const std::int64_t parts = std::clamp<std::int64_t>(useful, 1, std::max(threads, 1));
+  const auto begin_of = [&](std::int64_t part) { return count * part / parts; };
+  std::vector<std::jthread> others;
+  for (std::int64_t part = 1; part < parts; ++part) {
+    others.emplace_back([&, part] { task(begin_of(part), begin_of(part + 1)); });
+  }
+  task(0, begin_of(1));
+}
+
+float from_half(std::uint16_t half) {
+  const float value = std::bit_cast<float>((half & 0x7FFFU) << 13) * 0x1p112F;
+  return (half & 0x8000U) != 0 ? -value : value;
+}
+
+// The float16 that a float32 is, where it is one.
+std::optional<std::uint16_t> as_half(float value) {
+  const auto magnitude = std::bit_cast<std::uint32_t>(std::abs(value) * 0x1p-112F) >> 13;
+  const auto sign = std::bit_cast<std::uint32_t>(value) >> 16 & 0x8000U;
+  const auto half = static_cast<std::uint16_t>(sign | (magnitude & 0x7FFFU));
+  if (magnitude >= 0x7C00U || from_half(half) != value) return std::nullopt;
+  return half;
+}
+
+template <class T>
+T read(std::span<const std::byte> bytes, std::size_t index) {
+  T value;
+  std::memcpy(&value, bytes.data() + index * sizeof(T), sizeof(T));
+  return value;
+}
+
+float scale_at(const BlockWeights& weights, std::size_t index) {
+  return weights.half_scales ? from_half(read<std::uint16_t>(weights.scales, index))
+                             : read<float>(weights.scales, index);
+}
+
+bool is_finite(const BlockWeights& weights, std::size_t index) {
+  if (!weights.minima.empty() && !std::isfinite(read<float>(weights.minima, index))) return false;
+  return weights.half_scales ? (read<std::uint16_t>(weights.scales, index) & 0x7C00U) != 0x7C00U
+                             : std::isfinite(read<float>(weights.scales, index));
+}
+
+using Digest = std::array<std::uint64_t, 2>;
+
+// Not against an enemy: tells weights apart that a process happens to open.
+Digest digest_of(std::span<const std::byte> bytes) {
+  std::array<std::uint64_t, 4> lanes{0x9E3779B97F4A7C15U, 0xC2B2AE3D27D4EB4FU, 0x165667B19E3779F9U,
+                                     bytes.size()};
+  const auto mix = [](std::uint64_t lane, std::uint64_t word) {
+    return std::rotl((lane ^ word) * 0xD6E8FEB86659FD93U, 32);
+  };
+  std::size_t at = 0;
+  for (; at + 32 <= bytes.size(); at += 32) {
+    std::array<std::uint64_t, 4> words;
+    std::memcpy(words.data(), bytes.data() + at, sizeof(words));
+    for (std::size_t i = 0; i < 4; ++i) lanes[i] = mix(lanes[i], words[i]);
+  }
+  std::array<std::uint64_t, 4> rest{};
+  if (at < bytes.size()) std::memcpy(rest.data(), bytes.data() + at, bytes.size() - at);
+  Digest digest{};
+  for (std::size_t i = 0; i < 4; ++i) {
+    digest[0] = mix(digest[0], mix(lanes[i], rest[i]));
+    digest[1] = mix(digest[1] + i, digest[0]);
+  }
+  return digest;
+}
+
+// Two bytes of 4-bit integers as four bytes.
+std::uint32_t spread(std::uint32_t two_bytes) {
+  return (two_bytes & 0x000FU) | (two_bytes & 0x00F0U) << 4 | (two_bytes & 0x0F00U) << 8 |
+         (two_bytes & 0xF000U) << 12;
+}
+
+// A column's integers of a group, into their places among the quads of the tile.
+void place_group(const BlockWeights& weights, const std::byte* source, int group, int tile,
+                 std::byte* out) {
+  const std::size_t apart = 4 * static_cast<std::size_t>(tile);  // of quads
+  if (weights.bits == 8) {
+    for (int quad = 0; quad < group / 4; ++quad) {
+      std::memcpy(out + static_cast<std::size_t>(quad) * apart, source + 4 * quad, 4);
+    }
+    return;
+  }
+  const int half = group / 8;  // of the quads
+  for (int quad = 0; quad < half; ++quad) {
+    std::uint16_t low = 0;
+    std::uint16_t high = 0;
+    std::memcpy(&low, source + 2 * quad, 2);
+    std::memcpy(&high, source + 2 * (half + quad), 2);
+    const std::uint32_t both = spread(low) | spread(high) << 4;
+    std::memcpy(out + static_cast<std::size_t>(quad) * apart, &both, 4);
+  }
+}
+
+std::byte zero_point_at(const BlockWeights& weights, std::int64_t column, std::int64_t block) {
+  const std::int64_t blocks = weights.num_blocks();
+  if (weights.bits == 8) {
+    return weights.zero_points[static_cast<std::size_t>(column * blocks + block)];
+  }
+  const std::int64_t bytes = (blocks + 1) / 2;
+  const std::byte both = weights.zero_points[static_cast<std::size_t>(column * bytes + block / 2)];
+  return block % 2 == 0 ? both & std::byte{0x0F} : both >> 4;
+}
+
+}  // namespace
+
+PackedWeights::PackedWeights(const BlockWeights& weights, const MatmulKernel& kernel, int threads) {
+  matrix_.num_columns = weights.num_columns;
+  matrix_.depth = weights.depth;
+  matrix_.bits = weights.bits;
+  matrix_.block = weights.block;
+  matrix_.tile = kernel.tile;
+  if (!weights.minima.empty()) {
+    matrix_.offsets = PackedMatrix::Offsets::minima;
+  } else if (!weights.zero_points.empty()) {
+    matrix_.offsets = PackedMatrix::Offsets::zero_points;
+  }
+
+  const std::int64_t num_scales = weights.num_columns * weights.num_blocks();
+  std::atomic<bool> all_finite = true;
+  std::atomic<bool> all_halves = true;
+  in_parts(num_scales, weights.scales.size(), threads, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t i = begin; i < end && all_finite; ++i) {
+      const auto index = static_cast<std::size_t>(i);
+      if (!is_finite(weights, index)) all_finite = false;
+      if (all_halves && !as_half(scale_at(weights, index))) all_halves = false;
+    }
+  });
+  if (!all_finite) throw std::invalid_argument("a scale or a minimum that is not finite");
+  matrix_.half_scales = all_halves;
+
+  // Weights are read from end to end in every forward: large pages spare the walks to find them.
+  const bool is_large = matrix_.bytes() >= 2 * huge_page;
+  const std::size_t alignment = is_large ? huge_page : 64;
+  const std::size_t size = (matrix_.bytes() + alignment - 1) / alignment * alignment;
+  auto* const memory = static_cast<std::byte*>(std::aligned_alloc(alignment, size));
+  if (memory == nullptr) throw std::bad_alloc();
+  memory_ = {memory, [](std::byte* data) { std::free(data); }};
+  if (is_large) ::madvise(memory, size, MADV_HUGEPAGE);
+  matrix_.blocks = memory;
+  in_parts(matrix_.num_tiles(), matrix_.bytes(), threads,
+           [&](std::int64_t begin, std::int64_t end) {
+             for (std::int64_t tile = begin; tile < end; ++tile) pack_tile(weights, tile);
+           });
+}
+
+void PackedWeights::pack_tile(const BlockWeights& weights, std::int64_t tile) {
+  const int width = matrix_.tile;
+  const int group = matrix_.group();
+  const auto tile_bytes = matrix_.tile_bytes();
+  std::byte* const begin = memory_.get() + static_cast<std::size_t>(tile) * tile_bytes;
+  std::memset(begin, 0, tile_bytes);  // columns behind the last: scales of zero
+  const std::int64_t blocks = matrix_.num_blocks();
+  const auto source_bytes = static_cast<std::size_t>(matrix_.block * matrix_.bits / 8);
+  const auto source_group = static_cast<std::size_t>(group * matrix_.bits / 8);
+  const std::int64_t first = tile * width;
+  const auto columns = static_cast<int>(std::min<std::int64_t>(width, matrix_.num_columns - first));
+  std::byte* block = begin;
+  for (std::int64_t b = 0; b < blocks; ++b, block += matrix_.block_bytes()) {
+    for (int c = 0; c < columns; ++c) {
+      const auto column = static_cast<std::size_t>(c);
+      const auto index = static_cast<std::size_t>((first + c) * blocks + b);
+      const float scale = scale_at(weights, index);
+      std::byte* offsets = block;
+      if (matrix_.half_scales) {
+        const std::uint16_t half = *as_half(scale);
+        std::memcpy(block + 2 * column, &half, sizeof(half));
+        offsets += 2 * width;
+      } else {
+        std::memcpy(block + 4 * column, &scale, sizeof(scale));
+        offsets += 4 * width;
+      }
+      if (matrix_.offsets == PackedMatrix::Offsets::minima) {
+        std::memcpy(offsets + 4 * column, weights.minima.data() + 4 * index, 4);
+      } else if (matrix_.offsets == PackedMatrix::Offsets::zero_points) {
+        offsets[column] = zero_point_at(weights, first + c, b);
+      }
+      const std::byte* source = weights.integers.data() + index * source_bytes;
+      std::byte* out = block + matrix_.header_bytes() + 4 * column;
+      for (int g = 0; g < matrix_.block / group; ++g) {
+        place_group(weights, source, group, width, out);
+        source += source_group;
+        out += matrix_.group_bytes();
+      }
+    }
+  }
+}
+
+std::shared_ptr<const PackedWeights> PackedWeights::make(const BlockWeights& weights,
+                                                         const MatmulKernel& kernel, int threads) {
+  using Key = std::array<std::uint64_t, 12>;
+  static std::mutex mutex;
+  static std::map<Key, std::weak_ptr<const PackedWeights>> known;
+
+  const auto column_bytes = weights.integers.size() / static_cast<std::size_t>(weights.num_columns);
+  std::vector<Digest> digests(static_cast<std::size_t>(weights.num_columns));
+  in_parts(weights.num_columns, weights.integers.size(), threads,
+           [&](std::int64_t begin, std::int64_t end) {
+             for (std::int64_t i = begin; i < end; ++i) {
+               const auto column = static_cast<std::size_t>(i);
+               digests[column] =
+                   digest_of(weights.integers.subspan(column * column_bytes, column_bytes));
+             }
+           });
+  const Digest integers = digest_of(std::as_bytes(std::span(digests)));
+  const Digest scales = digest_of(weights.scales);
+  const Digest offsets = digest_of(weights.minima.empty() ? weights.zero_points : weights.minima);
+  const Key key{static_cast<std::uint64_t>(weights.num_columns),
+                static_cast<std::uint64_t>(weights.depth),
+                static_cast<std::uint64_t>(weights.bits),
+                static_cast<std::uint64_t>(weights.block),
+                weights.minima.size(),
+                reinterpret_cast<std::uintptr_t>(kernel.multiply),
+                integers[0],
+                integers[1],
+                scales[0],
+                scales[1],
+                offsets[0],
+                offsets[1]};
+  const std::scoped_lock lock(mutex);
+  std::erase_if(known, [](const auto& entry) { return entry.second.expired(); });
+  if (auto shared = known[key].lock()) return shared;
+  auto made = std::make_shared<const PackedWeights>(weights, kernel, threads);
+  known[key] = made;
+  return made;
+}
+
+}  // namespace pard
