@@ -35,6 +35,7 @@ def quantize(source: Path, target: Path, form: str, weights: str) -> None:
     )
     quantizer.process()
     model = quantizer.model.model
+    _round_scales(model)
     if form == "portable":
         _use_standard_operators(model, BITS[weights])
     onnx.save(
@@ -45,6 +46,19 @@ def quantize(source: Path, target: Path, form: str, weights: str) -> None:
         location=f"{target.name}.data",
         size_threshold=256,
     )
+
+
+def _round_scales(model: onnx.ModelProto) -> None:
+    """Leave scales that float16 can say: kernels read them so, a tenth to a fifth less in all."""
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type != "MatMulNBits":
+            continue
+        scales = onnx.numpy_helper.to_array(tensors[node.input[2]])
+        with np.errstate(over="ignore"):
+            rounded = scales.astype(np.float16).astype(scales.dtype)
+        if np.allclose(rounded, scales, rtol=2**-11, atol=0):
+            tensors[node.input[2]].CopyFrom(onnx.numpy_helper.from_array(rounded, node.input[2]))
 
 
 def _use_standard_operators(model: onnx.ModelProto, bits: int) -> None:

@@ -282,6 +282,7 @@ void summarize_node(Message node, OnnxFileSummary& summary, int depth,
     if (op_type == "MatMulNBits") {
       summary.products_are_plain &=
           depth == 0 && given[0] <= matmul_op_inputs && is_plain_product(values);
+      summary.products_have_minima |= !inputs.back().empty();
       products.push_back(inputs);
     }
   }

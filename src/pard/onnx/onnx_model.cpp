@@ -96,11 +96,21 @@ bool uses_own_attention(const FolderContract& contract, const OnnxModelOptions& 
   return own;
 }
 
-// Whether products run by this library's kernels. Throws RuntimeMissing where they do not and this
-// version has none: what it says itself names neither version nor weights.
+// Whether products run by this library's kernels. Throws ModelError where they must and do not, and
+// RuntimeMissing where this version has no others: what it says itself names neither version nor
+// weights.
 bool uses_own_matmul(const FolderContract& contract, const OnnxModelOptions& options,
                      const OrtLibrary& library) {
   const bool own = session_options(contract, options).own_matmul;
+  if (!own && contract.file_summary.products_have_minima) {
+    throw ModelError(
+        {"The products of model '" + contract.name + "' run only in pard-rt's kernels",
+         "provider 'cpu', own_matmul = true, and every MatMulNBits with constant "
+         "weights and accuracy_level 4",
+         "provider '" + options.session.provider +
+             "' and own_matmul = " + (options.own_matmul ? "true" : "false"),
+         "Open the folder on the CPU, or export the model again for other providers."});
+  }
   if (!own && contract.file_summary.weight_bits.contains(8) && !library.is_at_least(22)) {
     throw RuntimeMissing({"Model '" + contract.name + "' needs a newer ONNX Runtime",
                           "version 1.22 or later, whose MatMulNBits takes weights of 8 bits",

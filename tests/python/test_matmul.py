@@ -1,0 +1,163 @@
+"""Products by integer weights in kernels of our own: what they take, and what they give."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from numpy.typing import NDArray
+
+import pard_rt
+from conftest import TinyModels
+from tiny_models import NUM_TOKENS, make_model
+
+Change = Callable[[onnx.GraphProto, onnx.NodeProto], None]
+
+
+@pytest.fixture(scope="module", params=["int4", "int8"])
+def folder(
+    request: pytest.FixtureRequest,
+    tiny_models: TinyModels,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    source = make_model(tmp_path_factory.mktemp("source") / "model", "qwen2")
+    out = tmp_path_factory.mktemp("folder") / request.param
+    return pard_rt.export(source, out, weights=request.param).folder
+
+
+def changed(folder: Path, out: Path, change: Change) -> Path:
+    """A copy of a folder, each of whose MatMulNBits is changed."""
+    shutil.copytree(folder, out)
+    model = onnx.load(folder / "model.onnx")
+    (out / "model.onnx.data").unlink()
+    for node in list(model.graph.node):
+        if node.op_type == "MatMulNBits":
+            change(model.graph, node)
+    onnx.save(model, out / "model.onnx")
+    return out
+
+
+def attributes(**values: int) -> Change:
+    def change(_: onnx.GraphProto, node: onnx.NodeProto) -> None:
+        kept = [each for each in node.attribute if each.name not in values]
+        del node.attribute[:]
+        node.attribute.extend(kept)
+        node.attribute.extend(onnx.helper.make_attribute(*item) for item in values.items())
+
+    return change
+
+
+def weight_of(graph: onnx.GraphProto, name: str) -> onnx.TensorProto:
+    return next(each for each in graph.initializer if each.name == name)
+
+
+def rows(model: pard_rt.OnnxModel, *counts: int) -> NDArray[np.float32]:
+    """Logits of so many rows of a text, one forward after the other."""
+    tokens = np.random.default_rng(0).integers(0, NUM_TOKENS, sum(counts)).tolist()
+    logits, past = [], 0
+    for count in counts:
+        new = tokens[past : past + count]
+        item = pard_rt.ForwardItem(sequence=0, past_length=past, tokens=new, num_rows=count)
+        logits.append(np.array(model.forward([item])))
+        past += count
+    return np.concatenate(logits)
+
+
+def opened(folder: Path, **options: Any) -> pard_rt.OnnxModel:
+    return pard_rt.OnnxModel(folder, **{"threads": 1, "probe": False, **options})
+
+
+def test_rows_have_the_same_bits_in_any_company_and_with_any_number_of_threads(
+    folder: Path,
+) -> None:
+    model = opened(folder)
+    assert (model.own_matmul, model.exact) == (True, True)
+    assert not any(model.padding(count) for count in range(1, 34))
+    one_by_one = rows(model, *[1] * 40)
+    for counts in [(40,), (7, 33), (1, 2, 5, 9, 17, 6), (16, 16, 8)]:
+        np.testing.assert_array_equal(rows(model, *counts), one_by_one)
+    for threads in (2, 3, 4):
+        np.testing.assert_array_equal(rows(opened(folder, threads=threads), 7, 33), one_by_one)
+
+
+def test_rows_are_as_near_to_float_products_as_onnxruntime_s(folder: Path, tmp_path: Path) -> None:
+    exact = rows(opened(changed(folder, tmp_path / "exact", attributes(accuracy_level=1))), 40)
+    own, other = (
+        np.abs(rows(opened(folder, own_matmul=own), 40) - exact).mean() for own in (True, False)
+    )
+    assert 0 < own < 1.2 * other
+
+
+def variables(graph: onnx.GraphProto, node: onnx.NodeProto) -> None:
+    """Make scales a node's output, which is no constant."""
+    scales = node.input[2]
+    node.input[2] = f"{scales}.copy"
+    copy = onnx.helper.make_node("Identity", [scales], [node.input[2]])
+    graph.node.insert(0, copy)
+
+
+@pytest.mark.parametrize(
+    "change", [attributes(accuracy_level=0), attributes(accuracy_level=1), variables]
+)
+def test_what_our_kernels_do_not_take_is_left_to_onnxruntime(
+    folder: Path, tmp_path: Path, change: Change
+) -> None:
+    model = opened(changed(folder, tmp_path / "other", change))
+    assert not model.own_matmul
+    assert np.isfinite(rows(model, 5)).all()
+    assert not opened(folder, own_matmul=False).own_matmul
+
+
+def add_minima(graph: onnx.GraphProto, node: onnx.NodeProto) -> None:
+    """Say the same weights with minima: q * s + m, where m is -8 or -128 times s."""
+    scales = weight_of(graph, node.input[2])
+    bits = next((each.i for each in node.attribute if each.name == "bits"), 4)
+    minima = onnx.numpy_helper.to_array(scales) * np.float32(-(1 << bits - 1))
+    name = f"{node.input[2]}.minima"
+    graph.initializer.append(onnx.numpy_helper.from_array(minima, name))
+    node.input.extend([""] * (6 - len(node.input)) + [name])
+
+
+def test_weights_may_have_minima(folder: Path, tmp_path: Path) -> None:
+    with_minima = changed(folder, tmp_path / "minima", add_minima)
+    expected, actual = (rows(opened(path), 9, 9) for path in (folder, with_minima))
+    np.testing.assert_allclose(actual, expected, atol=0.01 * np.abs(expected).max())
+    with pytest.raises(pard_rt.ModelError, match=r"only in pard-rt's kernels.*own_matmul = false"):
+        opened(with_minima, own_matmul=False)
+
+
+def test_weights_that_do_not_fit_are_refused_by_the_node_s_name(
+    folder: Path, tmp_path: Path
+) -> None:
+    def not_finite(graph: onnx.GraphProto, node: onnx.NodeProto) -> None:
+        tensor = weight_of(graph, node.input[2])
+        scales = onnx.numpy_helper.to_array(tensor).copy()
+        scales.flat[3] = np.nan
+        tensor.CopyFrom(onnx.numpy_helper.from_array(scales, tensor.name))
+        node.name = f"/product/{node.output[0]}"
+
+    def too_few(graph: onnx.GraphProto, node: onnx.NodeProto) -> None:
+        tensor = weight_of(graph, node.input[2])
+        scales = onnx.numpy_helper.to_array(tensor).reshape(-1)[:-1]
+        tensor.CopyFrom(onnx.numpy_helper.from_array(scales, tensor.name))
+        node.name = f"/product/{node.output[0]}"
+
+    for change, problem in [(not_finite, "not finite"), (too_few, r"\d+ scales as float32, got")]:
+        broken = changed(folder, tmp_path / change.__name__, change)
+        with pytest.raises(pard_rt.FolderError, match=f"'/product/.*'.*{problem}"):
+            opened(broken)
+
+
+def test_exported_scales_are_float16(folder: Path) -> None:
+    graph = onnx.load(folder / "model.onnx").graph
+    for node in graph.node:
+        if node.op_type == "MatMulNBits":
+            scales = onnx.numpy_helper.to_array(weight_of(graph, node.input[2]))
+            np.testing.assert_array_equal(scales, scales.astype(np.float16))
+    assert json.loads((folder / "pard_rt.json").read_text())["weights"] in ("int4", "int8")
