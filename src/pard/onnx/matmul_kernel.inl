@@ -1,8 +1,8 @@
 // The body of matmul_kernel_*.cpp, each compiled for other vector instructions. It calls nothing
 // that is inline elsewhere: the linker might take such a function from here for all of the program.
 //
-// PARD_WIDTH: integers of a vector register. PARD_ROWS: how many such of sums fit into the
-// registers, beside the weights of a group.
+// PARD_WIDTH: integers of a vector register. PARD_ROWS: how many rows' sums, of integers and of
+// floats, fit into the registers together.
 
 #if defined(__AVX2__)
 #include <immintrin.h>
@@ -74,89 +74,102 @@ inline Floats load_halves(const std::byte* data) {
 #endif
 }
 
-// A group's weights of a tile, unsigned. Where products are summed in 16 bits, those of 8 bits do
-// not fit and lie in two halves of 4: the low ones first.
+inline Bytes low_half(const Bytes& bytes) { return bytes & 0x0F; }
+inline Bytes high_half(const Bytes& bytes) {
+  return reinterpret_cast<Bytes>(reinterpret_cast<Shorts>(bytes) >> 4) & 0x0F;
+}
+
 #if defined(__AVX2__) && !defined(__AVX512VNNI__) && !defined(__AVXVNNI__)
-constexpr bool sums_in_16_bits = true;
+// Adds the products of unsigned weights below 16 and a row's integers, in pairs.
+inline Shorts add_products(const Shorts& sums, const Bytes& weights, std::int32_t quad) {
+  const __m256i pairs =
+      _mm256_maddubs_epi16(reinterpret_cast<__m256i>(weights), _mm256_set1_epi32(quad));
+  return sums + reinterpret_cast<Shorts>(pairs);
+}
 #else
-constexpr bool sums_in_16_bits = false;
-#endif
-
-template <int bits, int quads>
-struct Group {
-  static constexpr bool split = bits == 8 && sums_in_16_bits;
-  static constexpr int num_vectors = split ? 2 * quads : quads;
-
-  explicit Group(const std::byte* packed) {
-    const auto low = [](const Bytes& bytes) { return bytes & 0x0F; };
-    const auto high = [](const Bytes& bytes) {
-      return reinterpret_cast<Bytes>(reinterpret_cast<Shorts>(bytes) >> 4) & 0x0F;
-    };
-    constexpr int num_loaded = bits == 8 ? quads : quads / 2;
-    for (int i = 0; i < num_loaded; ++i) {
-      const auto loaded = load<Bytes>(packed + i * static_cast<int>(sizeof(Bytes)));
-      if constexpr (bits == 8 && !split) {
-        vectors[i] = loaded;
-      } else {
-        vectors[i] = low(loaded);
-        vectors[num_loaded + i] = high(loaded);
-      }
-    }
-  }
-
-  Bytes vectors[num_vectors];
-};
-
-// For every column, the sum of (weight - 8 or 128) * value over a group, exact. `values` are quads
-// of integers of 8 bits from -127 to 127; `start` is their sum times -8 or -128.
-template <int bits, int quads>
-inline Ints centered_sum(const Group<bits, quads>& group, const std::int32_t* values,
-                         std::int32_t start) {
-  Ints sums = all_of(start);
+// Adds, for every column, the four products of unsigned weights and a row's integers.
+template <int bits>
+inline Ints add_products(const Ints& sums, const Bytes& weights, std::int32_t quad) {
 #if defined(__AVX512VNNI__)
-  for (int i = 0; i < quads; ++i) {
-    sums = reinterpret_cast<Ints>(_mm512_dpbusd_epi32(reinterpret_cast<__m512i>(sums),
-                                                      reinterpret_cast<__m512i>(group.vectors[i]),
-                                                      _mm512_set1_epi32(values[i])));
-  }
+  return reinterpret_cast<Ints>(_mm512_dpbusd_epi32(reinterpret_cast<__m512i>(sums),
+                                                    reinterpret_cast<__m512i>(weights),
+                                                    _mm512_set1_epi32(quad)));
 #elif defined(__AVXVNNI__)
-  for (int i = 0; i < quads; ++i) {
-    sums = reinterpret_cast<Ints>(_mm256_dpbusd_avx_epi32(
-        reinterpret_cast<__m256i>(sums), reinterpret_cast<__m256i>(group.vectors[i]),
-        _mm256_set1_epi32(values[i])));
-  }
-#elif defined(__AVX2__)
-  // Two products of at most 15 * 127, eight times, fit into 16 bits.
-  const auto add = [&](const Bytes* vectors, short factor) {
-    __m256i pairs = _mm256_setzero_si256();
-    for (int i = 0; i < quads; ++i) {
-      pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16(reinterpret_cast<__m256i>(vectors[i]),
-                                                           _mm256_set1_epi32(values[i])));
-    }
-    sums += reinterpret_cast<Ints>(_mm256_madd_epi16(pairs, _mm256_set1_epi16(factor)));
-  };
-  add(group.vectors, 1);
-  if constexpr (Group<bits, quads>::split) add(group.vectors + quads, 16);
+  return reinterpret_cast<Ints>(_mm256_dpbusd_avx_epi32(reinterpret_cast<__m256i>(sums),
+                                                        reinterpret_cast<__m256i>(weights),
+                                                        _mm256_set1_epi32(quad)));
 #elif defined(__ARM_FEATURE_MATMUL_INT8)
-  for (int i = 0; i < quads; ++i) {
-    sums = vusdotq_s32(sums, group.vectors[i], vreinterpretq_s8_s32(vdupq_n_s32(values[i])));
-  }
+  return vusdotq_s32(sums, weights, vreinterpretq_s8_s32(vdupq_n_s32(quad)));
 #elif defined(__ARM_FEATURE_DOTPROD)
-  if constexpr (bits == 8) sums = Ints{};  // signed weights are centered already
-  for (int i = 0; i < quads; ++i) {
-    const Bytes weights = bits == 8 ? group.vectors[i] ^ 0x80 : group.vectors[i];
-    sums =
-        vdotq_s32(sums, vreinterpretq_s8_u8(weights), vreinterpretq_s8_s32(vdupq_n_s32(values[i])));
+  // Those of 8 bits become signed; add_group starts accordingly.
+  const Bytes moved = bits == 8 ? weights ^ 0x80 : weights;
+  return vdotq_s32(sums, vreinterpretq_s8_u8(moved), vreinterpretq_s8_s32(vdupq_n_s32(quad)));
+#else
+  const auto quads = reinterpret_cast<Ints>(weights);
+  Ints total = sums;
+  for (int k = 0; k < 4; ++k) {
+    total += (quads >> (8 * k) & 0xFF) * (quad << (24 - 8 * k) >> 24);
+  }
+  return total;
+#endif
+}
+#endif
+
+// For every row and column, the sum of (weight - 8 or 128) * integer over a group, exact. `values`
+// are the rows' integers, from -127 to 127; `starts` are their sums times -8 or -128.
+//
+// Mostly a vector of weights meets every row before the next is loaded, so no sum waits for itself.
+template <int bits, int quads, int rows>
+inline void sum_group(const std::byte* packed, const std::int32_t* values,
+                      const std::int32_t* starts, Ints* sums) {
+  constexpr int num_loaded = bits == 8 ? quads : quads / 2;
+  const auto loaded = [&](int i) {
+    return load<Bytes>(packed + i * static_cast<int>(sizeof(Bytes)));
+  };
+#if defined(__AVX2__) && !defined(__AVX512VNNI__) && !defined(__AVXVNNI__)
+  // Sums of 16 bits hold two products of at most 15 * 127, eight times; weights of 8 bits are
+  // multiplied half by half. Sums wait for themselves but briefly, and registers are few: row by
+  // row.
+  Bytes weights[quads];
+  const auto total = [&](int row, short factor) {
+    Shorts pairs{};
+    for (int i = 0; i < quads; ++i) {
+      pairs = add_products(pairs, weights[i], values[row * quads + i]);
+    }
+    return reinterpret_cast<Ints>(
+        _mm256_madd_epi16(reinterpret_cast<__m256i>(pairs), _mm256_set1_epi16(factor)));
+  };
+  for (int i = 0; i < num_loaded; ++i) {
+    weights[i] = low_half(loaded(i));
+    if constexpr (bits == 4) weights[num_loaded + i] = high_half(loaded(i));
+  }
+  for (int r = 0; r < rows; ++r) sums[r] = all_of(starts[r]) + total(r, 1);
+  if constexpr (bits == 8) {
+    for (int i = 0; i < num_loaded; ++i) weights[i] = high_half(loaded(i));
+    for (int r = 0; r < rows; ++r) sums[r] += total(r, 16);
   }
 #else
-  for (int i = 0; i < quads; ++i) {
-    const auto weights = reinterpret_cast<Ints>(group.vectors[i]);  // a quad of a column in each
-    for (int k = 0; k < 4; ++k) {
-      sums += (weights >> (8 * k) & 0xFF) * (values[i] << (24 - 8 * k) >> 24);
+#if defined(__ARM_FEATURE_DOTPROD) && !defined(__ARM_FEATURE_MATMUL_INT8)
+  constexpr bool is_centered = bits == 8;
+#else
+  constexpr bool is_centered = false;
+#endif
+  for (int r = 0; r < rows; ++r) sums[r] = all_of(is_centered ? 0 : starts[r]);
+  const auto add = [&](const Bytes& weights, int quad) {
+    for (int r = 0; r < rows; ++r) {
+      sums[r] = add_products<bits>(sums[r], weights, values[r * quads + quad]);
+    }
+  };
+#pragma GCC unroll 8
+  for (int i = 0; i < num_loaded; ++i) {
+    if constexpr (bits == 8) {
+      add(loaded(i), i);
+    } else {
+      add(low_half(loaded(i)), i);
+      add(high_half(loaded(i)), num_loaded + i);
     }
   }
 #endif
-  return sums;
 }
 
 struct TileTask {
@@ -196,15 +209,16 @@ void multiply_tile(const TileTask& task) {
       }
     }
     for (int g = 0; g < groups_per_block; ++g) {
-      const Group<bits, quads> group(next);
+      const std::byte* const packed = next;
       next += width * group_size * bits / 8;
       const auto values = reinterpret_cast<const std::int32_t*>(panel);
       const auto row_scales = reinterpret_cast<const float*>(values + rows * quads);
       const auto starts = reinterpret_cast<const std::int32_t*>(row_scales + rows);
       const auto scaled_sums = reinterpret_cast<const float*>(starts + rows);
+      Ints products[rows];
+      sum_group<bits, quads, rows>(packed, values, starts, products);
       for (int r = 0; r < rows; ++r) {
-        const Ints sum = centered_sum(group, values + r * quads, starts[r]);
-        const Floats scaled = __builtin_convertvector(sum, Floats) * row_scales[r];
+        const Floats scaled = __builtin_convertvector(products[r], Floats) * row_scales[r];
         sums[r] = multiply_add(scaled, scales, sums[r]);
         if constexpr (has_offsets) {
           sums[r] = multiply_add(offsets, all_of(scaled_sums[r]), sums[r]);
