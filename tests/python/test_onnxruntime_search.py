@@ -138,7 +138,7 @@ def make_pretender(site: Path, version: str) -> None:
 
 
 @pytest.mark.parametrize(("version", "opens"), [("1.21.1", False), ("1.22.0", True)])
-def test_eight_bits_need_a_version_that_has_them(
+def test_eight_bits_need_our_kernels_or_a_version_that_has_them(
     version: str,
     opens: bool,
     tiny_models: TinyModels,
@@ -152,11 +152,12 @@ def test_eight_bits_need_a_version_that_has_them(
     make_pretender(tmp_path, version)
     search_in(monkeypatch, tmp_path)
     assert pard_rt.OnnxModel(folders[0], threads=1).onnxruntime_version == version
+    assert pard_rt.OnnxModel(folders[1], threads=1).exact  # by kernels of our own
     if opens:
-        assert pard_rt.OnnxModel(folders[1], threads=1).exact
+        assert pard_rt.OnnxModel(folders[1], threads=1, own_matmul=False).exact
         return
     with pytest.raises(pard_rt.RuntimeMissingError, match="needs a newer ONNX Runtime") as caught:
-        pard_rt.OnnxModel(folders[1], threads=1)
+        pard_rt.OnnxModel(folders[1], threads=1, own_matmul=False)
     assert "1.22" in caught.value.expected
     assert version in caught.value.actual
 
