@@ -11,7 +11,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 PACKAGE := $(shell git ls-files src csrc python cmake CMakeLists.txt pyproject.toml)
 SOURCES := $(shell git ls-files '*.h' '*.inl' '*.cpp' '*.hip')
 
-.PHONY: help demo test test-cpp test-python test-published published fuzz lint format bench gpu-check wheel setup clean
+.PHONY: help demo test test-cpp test-arm test-python test-published published fuzz lint format bench gpu-check wheel setup clean
 
 help:
 	@echo "make demo     watch a small model write Python, plainly and with a parallel draft"
@@ -27,7 +27,7 @@ help:
 demo: $(if $(wildcard $(VENV)/installed),$(VENV)/installed,$(VENV)/package)
 	$(BIN)/pard-rt generate --compare --threads 1 --temperature 0.4 --seed 1
 
-test: lint test-cpp fuzz test-python
+test: lint test-cpp test-arm fuzz test-python
 
 # Statistics run in the plain build, everything else under sanitizers. ThreadSanitizer cannot see
 # into ONNX Runtime, so its run leaves those tests out.
@@ -39,6 +39,15 @@ test-cpp: setup build/graphs
 	PARD_TEST_GRAPHS=$(CURDIR)/build/graphs PARD_RT_ONNXRUNTIME=$(ONNXRUNTIME) ctest --preset asan
 	cmake --preset tsan >/dev/null && cmake --build --preset tsan
 	ctest --preset tsan
+
+# A processor that has all of ARM's instructions, emulated.
+test-arm: setup
+	@if command -v aarch64-linux-gnu-g++ >/dev/null && command -v qemu-aarch64 >/dev/null; then \
+	  cmake --preset arm >/dev/null && cmake --build --preset arm && \
+	  qemu-aarch64 -cpu max -L /usr/aarch64-linux-gnu build/arm/tests/cpp/pard_operator_tests; \
+	else \
+	  echo "ARM TESTS LEFT OUT: install g++-aarch64-linux-gnu and qemu-user"; \
+	fi
 
 build/graphs: $(VENV)/installed tests/cpp/onnx/make_graphs.py
 	$(BIN)/python tests/cpp/onnx/make_graphs.py $@

@@ -79,7 +79,7 @@ struct Weights {
 
   static std::uint32_t random() {
     static std::mt19937 generator(11);
-    return generator();
+    return static_cast<std::uint32_t>(generator());
   }
   static float between(float low, float high) {
     return low + (high - low) * static_cast<float>(random() >> 8) * 0x1p-24F;
