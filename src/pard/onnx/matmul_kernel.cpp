@@ -27,7 +27,9 @@ const std::vector<MatmulKernel>& all_matmul_kernels() {
         __builtin_cpu_supports("f16c")) {
       found.push_back(matmul_kernel_avx2);
       if (__builtin_cpu_supports("avxvnni")) found.push_back(matmul_kernel_avxvnni);
-      if (__builtin_cpu_supports("avx512vnni")) found.push_back(matmul_kernel_avx512);
+      if (__builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vnni")) {
+        found.push_back(matmul_kernel_avx512);
+      }
     }
 #elif defined(PARD_ARM_KERNELS)
     constexpr unsigned long dotprod = 1UL << 20;  // HWCAP_ASIMDDP

@@ -101,7 +101,7 @@ inline Ints add_products(const Ints& sums, const Bytes& weights, std::int32_t qu
 #elif defined(__ARM_FEATURE_MATMUL_INT8)
   return vusdotq_s32(sums, weights, vreinterpretq_s8_s32(vdupq_n_s32(quad)));
 #elif defined(__ARM_FEATURE_DOTPROD)
-  // Those of 8 bits become signed; add_group starts accordingly.
+  // Those of 8 bits become signed; sum_group starts accordingly.
   const Bytes moved = bits == 8 ? weights ^ 0x80 : weights;
   return vdotq_s32(sums, vreinterpretq_s8_u8(moved), vreinterpretq_s8_s32(vdupq_n_s32(quad)));
 #else
