@@ -182,7 +182,7 @@ TEST_CASE("onnx file: attention is plain where a node asks for nothing else") {
   };
   CHECK(node_is_plain(attends));
   CHECK(node_is_plain(attends + attribute("num_heads", 4) + attribute("causal", 1)));
-  CHECK(node_is_plain(attends + attribute("local_window_size", 0)));
+  CHECK_FALSE(node_is_plain(attends + attribute("local_window_size", 0)));
   CHECK(node_is_plain(attends + attribute("local_window_size", 8)));
   CHECK(node_is_plain(attends + attribute("smooth_softmax", 1)));
   for (const char* lacking : {"sliding_window_cache", "qk_output", "kv_cache_bit_width"}) {
@@ -203,14 +203,15 @@ TEST_CASE("onnx file: attention is plain where a node asks for nothing else") {
   CHECK_FALSE(node_is_plain(message(4, "If") + branch));
   CHECK_FALSE(is_plain(message(25, message(7, attends)) + message(7, "")));
 
-  const auto windowed = [&](int drops) {
-    return summarize_onnx(message(7, in_graph(attends + attribute("local_window_size", 8) +
+  const auto windowed = [&](int window, int drops) {
+    return summarize_onnx(message(7, in_graph(attends + attribute("local_window_size", window) +
                                               attribute("sliding_window_cache", drops))),
-                          "f")
-        .dropping_window;
+                          "f");
   };
-  CHECK(windowed(0) == 0);
-  CHECK(windowed(1) == 8);
+  CHECK(windowed(8, 0).dropping_window == 0);
+  CHECK(windowed(8, 1).dropping_window == 8);
+  CHECK(windowed(8, 0).attention_has_windows);
+  CHECK_FALSE(windowed(0, 0).attention_has_windows);
 
   std::string deep = attends;
   while (deep.size() < 100) {

@@ -176,9 +176,9 @@ struct Attribute {
 
 // Whether an attribute of GroupQueryAttention asks for nothing that attention_op.h lacks.
 bool is_plain(const Attribute& attribute) {
-  constexpr std::array<std::string_view, 8> any = {
-      "num_heads", "kv_num_heads",       "scale",          "softcap",
-      "do_rotary", "rotary_interleaved", "smooth_softmax", "local_window_size"};
+  constexpr std::array<std::string_view, 7> any = {
+      "num_heads", "kv_num_heads",       "scale",         "softcap",
+      "do_rotary", "rotary_interleaved", "smooth_softmax"};
   constexpr std::array<std::string_view, 2> on = {"causal", "unidirectional"};
   constexpr std::array<std::string_view, 5> off = {
       "sliding_window_cache", "qk_output", "k_quant_type", "v_quant_type", "kv_cache_bit_width"};
@@ -187,7 +187,9 @@ bool is_plain(const Attribute& attribute) {
   };
   const bool is_off = (attribute.value == 0 || attribute.value == -1) &&
                       (attribute.text.empty() || attribute.text == "NONE");
-  return holds(any) || (holds(on) && attribute.value == 1) || (holds(off) && is_off);
+  // ONNX Runtime lets a window of 0 see nothing, and a negative one everything.
+  const bool is_window = attribute.name == "local_window_size" && attribute.value != 0;
+  return holds(any) || is_window || (holds(on) && attribute.value == 1) || (holds(off) && is_off);
 }
 
 // Whether the attributes of a MatMulNBits, those not named at 0, are what matmul_op.h takes.
@@ -278,6 +280,7 @@ void summarize_node(Message node, OnnxFileSummary& summary, int depth,
                                   given[0] <= attention_op_inputs &&
                                   given[1] <= attention_op_outputs;
     summary.attention_normalizes |= given[0] > norm_input;
+    summary.attention_has_windows |= values["local_window_size"] > 0;
     if (values["sliding_window_cache"] != 0) {
       summary.dropping_window = std::max(summary.dropping_window, values["local_window_size"]);
     }

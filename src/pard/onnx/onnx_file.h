@@ -31,6 +31,9 @@ struct OnnxFileSummary {
   // Whether a GroupQueryAttention normalizes queries and keys itself.
   bool attention_normalizes = false;
 
+  // Whether a GroupQueryAttention has a sliding window.
+  bool attention_has_windows = false;
+
   // The widest window of those that may drop keys and values in front of it; 0: none does.
   std::int64_t dropping_window = 0;
 
