@@ -182,27 +182,36 @@ TEST_CASE("onnx file: attention is plain where a node asks for nothing else") {
   };
   CHECK(node_is_plain(attends));
   CHECK(node_is_plain(attends + attribute("num_heads", 4) + attribute("causal", 1)));
-  CHECK(node_is_plain(attends + attribute("local_window_size", 0)));
-  CHECK_FALSE(node_is_plain(attends + attribute("local_window_size", 8)));
+  CHECK_FALSE(node_is_plain(attends + attribute("local_window_size", 0)));
+  CHECK(node_is_plain(attends + attribute("local_window_size", 8)));
+  CHECK(node_is_plain(attends + attribute("smooth_softmax", 1)));
+  for (const char* lacking : {"sliding_window_cache", "qk_output", "kv_cache_bit_width"}) {
+    CHECK_FALSE(node_is_plain(attends + attribute(lacking, 1)));
+  }
   CHECK_FALSE(node_is_plain(attends + attribute("causal", 0)));
   CHECK_FALSE(node_is_plain(attends + attribute("unheard_of", 0)));
   std::string inputs;
   for (int i = 0; i < 9; ++i) inputs += message(1, "x");
-  CHECK(node_is_plain(attends + inputs + message(1, "") + message(1, "")));
-  CHECK_FALSE(node_is_plain(attends + inputs + message(1, "") + message(1, "sinks")));
+  const std::string none = message(1, "");
+  CHECK(node_is_plain(attends + inputs + none + none + message(1, "sinks")));
+  CHECK(node_is_plain(attends + inputs + none + none + none + none));
+  CHECK_FALSE(node_is_plain(attends + inputs + message(1, "positions")));
+  CHECK_FALSE(node_is_plain(attends + inputs + none + message(1, "bias")));
+  CHECK_FALSE(node_is_plain(attends + inputs + none + none + none + message(1, "scales")));
 
   const std::string branch = message(5, message(1, "then_branch") + message(6, in_graph(attends)));
   CHECK_FALSE(node_is_plain(message(4, "If") + branch));
   CHECK_FALSE(is_plain(message(25, message(7, attends)) + message(7, "")));
 
-  const auto windowed = [&](int drops) {
-    return summarize_onnx(message(7, in_graph(attends + attribute("local_window_size", 8) +
+  const auto windowed = [&](int window, int drops) {
+    return summarize_onnx(message(7, in_graph(attends + attribute("local_window_size", window) +
                                               attribute("sliding_window_cache", drops))),
-                          "f")
-        .dropping_window;
+                          "f");
   };
-  CHECK(windowed(0) == 0);
-  CHECK(windowed(1) == 8);
+  CHECK(windowed(8, 0).dropping_window == 0);
+  CHECK(windowed(8, 1).dropping_window == 8);
+  CHECK(windowed(8, 0).attention_has_windows);
+  CHECK_FALSE(windowed(0, 0).attention_has_windows);
 
   std::string deep = attends;
   while (deep.size() < 100) {
@@ -211,25 +220,26 @@ TEST_CASE("onnx file: attention is plain where a node asks for nothing else") {
   CHECK_FALSE(node_is_plain(deep));
 }
 
+// What it is told to do, it does; what nobody wrote is no number.
+class PlainMemory final : public Memory {
+ public:
+  const ort::MemoryInfo* info() const override { return nullptr; }
+  MemoryBlock allocate(std::size_t bytes, bool zeroed) const override {
+    if (full) {
+      throw std::bad_alloc();
+    }
+    auto owner = std::make_shared<std::vector<std::byte>>(bytes, std::byte(zeroed ? 0x00 : 0xFF));
+    return MemoryBlock(owner->data(), bytes, owner);
+  }
+  void copy(std::byte* to, const std::byte* from, std::size_t bytes) const override {
+    std::memcpy(to, from, bytes);
+  }
+  void read(std::byte*, const std::byte*, std::size_t) const override {}
+  bool full = false;
+};
+
 TEST_CASE("kv buffer: rows survive growth in both layouts") {
-  // What it is told to do, it does; what nobody wrote is no number.
-  class Plain final : public Memory {
-   public:
-    const ort::MemoryInfo* info() const override { return nullptr; }
-    MemoryBlock allocate(std::size_t bytes, bool zeroed) const override {
-      if (full) {
-        throw std::bad_alloc();
-      }
-      auto owner = std::make_shared<std::vector<std::byte>>(bytes, std::byte(zeroed ? 0x00 : 0xFF));
-      return MemoryBlock(owner->data(), bytes, owner);
-    }
-    void copy(std::byte* to, const std::byte* from, std::size_t bytes) const override {
-      std::memcpy(to, from, bytes);
-    }
-    void read(std::byte*, const std::byte*, std::size_t) const override {}
-    bool full = false;
-  };
-  const auto memory = std::make_shared<Plain>();
+  const auto memory = std::make_shared<PlainMemory>();
   for (const KvLayout layout : {KvLayout::rows_first, KvLayout::heads_first}) {
     constexpr std::int64_t heads = 3;
     const KvShape shape{2, heads, 5, sizeof(float), layout};
@@ -268,6 +278,14 @@ TEST_CASE("kv buffer: rows survive growth in both layouts") {
     CHECK(buffer.reserve(10'000));
     CHECK(buffer.capacity() == 10'000);
   }
+}
+
+TEST_CASE("kv buffer: a text that grows row by row moves it a few times only") {
+  const auto memory = std::make_shared<PlainMemory>();
+  KvBuffer buffer({1, 1, 4, sizeof(float), KvLayout::heads_first}, 10'000, false, memory);
+  int moves = 0;
+  for (std::int64_t rows = 1; rows <= 10'000; ++rows) moves += buffer.reserve(rows) ? 1 : 0;
+  CHECK(moves <= 8);  // 256, 512, .. 8,192 and 10,000
 }
 
 TEST_CASE("ONNX Runtime: none found, none usable") {

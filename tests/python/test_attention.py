@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -68,11 +68,31 @@ def half_rotary(graph: onnx.GraphProto, node: NodeProto) -> None:
         node.input[at] = name
 
 
-def rows(model: pard_rt.OnnxModel) -> NDArray[np.float32]:
-    """Logits of a prompt, of several rows, of rows again behind a rewind, and of single ones."""
-    tokens = np.random.default_rng(0).integers(0, NUM_TOKENS, 120).tolist()
+def sinks(graph: onnx.GraphProto, node: NodeProto) -> None:
+    """Give every head a sink."""
+    heads = next(each.i for each in node.attribute if each.name == "num_heads")
+    values = np.linspace(-3, 3, heads, dtype=np.float32)
+    graph.initializer.append(onnx.numpy_helper.from_array(values, f"{node.name}.sinks"))
+    node.input.extend([""] * (11 - len(node.input)) + [f"{node.name}.sinks"])
+
+
+def both(*changes: Change) -> Change:
+    def change(graph: onnx.GraphProto, node: NodeProto) -> None:
+        for each in changes:
+            each(graph, node)
+
+    return change
+
+
+# past and number of new rows: a prompt, several rows, rows again behind a rewind, and single ones
+STEPS = [(0, 70), (70, 9), (74, 14), (88, 1), (89, 1), (90, 30)]
+
+
+def rows(model: pard_rt.OnnxModel, steps: Sequence[tuple[int, int]] = STEPS) -> NDArray[np.float32]:
+    """Logits of the rows of each step."""
+    tokens = np.random.default_rng(0).integers(0, NUM_TOKENS, sum(steps[-1])).tolist()
     logits = []
-    for past, count in [(0, 70), (70, 9), (74, 14), (88, 1), (89, 1), (90, 30)]:
+    for past, count in steps:
         new = tokens[past : past + count]
         item = pard_rt.ForwardItem(sequence=0, past_length=past, tokens=new, num_rows=count)
         logits.append(np.array(model.forward([item])))
@@ -88,6 +108,13 @@ def rows(model: pard_rt.OnnxModel) -> NDArray[np.float32]:
         ("qwen2", attributes(rotary_interleaved=1)),
         ("qwen2", attributes(do_rotary=0)),
         ("qwen2", attributes(local_window_size=-1, smooth_softmax=0)),
+        ("qwen2", attributes(local_window_size=1)),
+        ("qwen2", attributes(local_window_size=8)),
+        ("qwen2", attributes(local_window_size=100)),
+        ("qwen2", attributes(smooth_softmax=1)),
+        ("qwen2", both(attributes(local_window_size=8, softcap=2.0), sinks)),
+        ("qwen2", both(attributes(smooth_softmax=1), split, sinks)),
+        ("qwen2", both(attributes(do_rotary=0), sinks)),
         ("qwen2", attributes(softcap=1e5)),
         ("qwen2", split),
         ("qwen3", half_rotary),
@@ -100,6 +127,13 @@ def rows(model: pard_rt.OnnxModel) -> NDArray[np.float32]:
         "interleaved",
         "no-rotary",
         "off",
+        "window-1",
+        "window-8",
+        "window-100",
+        "smooth",
+        "window-cap-sinks",
+        "smooth-split-sinks",
+        "sinks",
         "cap",
         "split",
         "half",
@@ -119,15 +153,45 @@ def test_rows_are_those_of_onnxruntime(
     np.testing.assert_allclose(rows(own), expected, atol=2e-5 * np.abs(expected).max())
 
 
-@pytest.mark.parametrize(
-    "change",
-    [attributes(local_window_size=8), attributes(smooth_softmax=1)],
-    ids=["window", "smooth"],
-)
-def test_what_our_kernel_lacks_is_left_to_onnxruntime(
-    tiny_models: TinyModels, tmp_path: Path, change: Change
+@pytest.mark.parametrize("window", [-1, 40, 600])
+def test_long_texts_are_those_of_onnxruntime(
+    tiny_models: TinyModels, tmp_path: Path, window: int
 ) -> None:
-    folder = changed(tiny_models.folder("qwen2", "gqa"), tmp_path / "model", change)
+    long = tiny_models.folder("qwen2", "gqa", max_position_embeddings=1200)
+    change = both(attributes(local_window_size=window), sinks)
+    folder = changed(long, tmp_path / "model", change)
+    own, again, other = (
+        pard_rt.OnnxModel(folder, threads=threads, own_attention=own, probe=False)
+        for own, threads in ((True, 1), (True, 2), (False, 1))
+    )
+    steps = [(0, 1000), (1000, 9), (1005, 1), (1006, 40)]
+    found, expected = rows(own, steps), rows(other, steps)
+    np.testing.assert_allclose(found, expected, atol=2e-5 * np.abs(expected).max())
+    np.testing.assert_array_equal(rows(again, steps), found)
+
+
+def test_a_target_with_windows_and_sinks_is_exact(tiny_models: TinyModels, tmp_path: Path) -> None:
+    folder = changed(tiny_models.folder("mistral_window", "gqa"), tmp_path / "model", sinks)
+    model = pard_rt.OnnxModel(folder, threads=1)
+    assert model.own_attention
+    assert model.exact
+    assert [model.padding(count) for count in range(1, 17)] == [0] * 16
+    draft = tiny_models.folder("mistral_window", "gqa")
+    plain, drafted = (
+        pard_rt.Generator(folder, each, num_speculative_tokens=4)
+        .generate([1, 5, 9, 30], max_new_tokens=40, eos_token_ids=[])
+        .token_ids
+        for each in (None, draft)
+    )
+    assert len(set(plain)) > 4
+    assert drafted == plain
+
+
+def test_what_our_kernel_lacks_is_left_to_onnxruntime(
+    tiny_models: TinyModels, tmp_path: Path
+) -> None:
+    drops = attributes(local_window_size=8, sliding_window_cache=1)
+    folder = changed(tiny_models.folder("qwen2", "gqa"), tmp_path / "model", drops)
     model = pard_rt.OnnxModel(folder, threads=1, probe=False)
     assert not model.own_attention
     assert np.isfinite(rows(model)).all()

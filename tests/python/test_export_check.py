@@ -25,6 +25,7 @@ ODD_HEADS = (
     Case("Llama", {"head_dim": 12}),  # no multiple of 8
     Case("Llama", {"head_dim": 24}),  # rotated, and no multiple of 16
     Case("GPTNeoX", {"hidden_size": 128}),  # 8 of 32 dimensions rotated
+    Case("Mistral", {"head_dim": 12, "sliding_window": 8}),
 )
 
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 
 from pard_rt._core import ForwardItem, OnnxModel
-from pard_rt.errors import ModelError
+from pard_rt.errors import ModelError, RuntimeMissingError
 from pard_rt.exporter.samples import Sample, write_samples
 from pard_rt.models.checkpoint import LoadedModel
 from pard_rt.pytorch.probe import Adopted, attention_implementation
@@ -88,7 +88,7 @@ class Check:
         """Whether an exact folder also runs with ONNX Runtime's own GroupQueryAttention."""
         try:
             found = self._open_and_compare(folder, own_attention=False)
-        except ModelError:
+        except (ModelError, RuntimeMissingError):
             return False
         return found.max_error <= self._tolerance
 

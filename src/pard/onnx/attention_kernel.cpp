@@ -5,19 +5,19 @@
 namespace pard {
 
 // attention_kernel_*.cpp
-void attend_rows_baseline(const AttentionRows& rows, const AttentionHead& head);
+extern const AttentionKernel attention_kernel_baseline;
 #ifdef PARD_X86_KERNELS
-void attend_rows_avx2(const AttentionRows& rows, const AttentionHead& head);
-void attend_rows_avx512(const AttentionRows& rows, const AttentionHead& head);
+extern const AttentionKernel attention_kernel_avx2;
+extern const AttentionKernel attention_kernel_avx512;
 #endif
 
-const std::vector<AttendRows>& all_attend_rows() {
-  static const std::vector<AttendRows> runnable = [] {
-    std::vector<AttendRows> found = {attend_rows_baseline};
+const std::vector<AttentionKernel>& all_attention_kernels() {
+  static const std::vector<AttentionKernel> runnable = [] {
+    std::vector<AttentionKernel> found = {attention_kernel_baseline};
 #ifdef PARD_X86_KERNELS
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
-      found.push_back(attend_rows_avx2);
-      if (__builtin_cpu_supports("avx512f")) found.push_back(attend_rows_avx512);
+      found.push_back(attention_kernel_avx2);
+      if (__builtin_cpu_supports("avx512f")) found.push_back(attention_kernel_avx512);
     }
 #endif
     return found;
@@ -25,6 +25,6 @@ const std::vector<AttendRows>& all_attend_rows() {
   return runnable;
 }
 
-AttendRows attend_rows() { return all_attend_rows().back(); }
+const AttentionKernel& attention_kernel() { return all_attention_kernels().back(); }
 
 }  // namespace pard

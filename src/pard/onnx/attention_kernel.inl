@@ -32,7 +32,10 @@ constexpr int few = 2;  // rows that are faster one by one
 using Vector = float __attribute__((vector_size(4 * width)));
 using Integers = std::int32_t __attribute__((vector_size(4 * width)));
 
-constexpr float lowest = -3.0e38F;  // the score of a hidden key: finite, so that none makes a NaN
+constexpr float lowest = -3.0e38F;  // the highest score before any: finite, for differences from it
+constexpr float hidden = -__builtin_inff();  // a hidden key's score, whose weight is 0
+
+static_assert(attention_chunk % block == 0);
 
 inline Vector load(const float* data) {
   Vector value;
@@ -127,58 +130,102 @@ inline void transpose(Vector* rows) {
   }
 }
 
+inline std::int64_t lesser(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
+inline std::int64_t greater(std::int64_t a, std::int64_t b) { return a < b ? b : a; }
+
+// Adds what a row gathered from the next chunk.
+void absorb(AttentionPart& part, const AttentionPart& next, int dim) {
+  const float highest = next.highest > part.highest ? next.highest : part.highest;
+  const float shrink = exp_of(all_of(part.highest - highest))[0];
+  const float next_shrink = exp_of(all_of(next.highest - highest))[0];
+  part.highest = highest;
+  part.total = multiply_add(part.total, shrink, next.total * next_shrink);
+  for (int d = 0; d < dim; ++d) {
+    part.sums[d] = multiply_add(part.sums[d], shrink, next.sums[d] * next_shrink);
+  }
+}
+
 // Lanes are rows: a key's element meets the elements of all queries at once, and no sum runs across
 // lanes, so that a row's bits do not depend on the others.
-void attend_together(const AttentionRows& rows, int first, int count, const AttentionHead& head) {
-  const int dim = head.head_dim;
-  Vector queries[AttentionRows::max_head_dim];  // [head_dim, row]
-  Vector sums[AttentionRows::max_head_dim];
-  Integers visible{};
-  std::int64_t fewest = rows.num_keys[first];
-  std::int64_t most = fewest;
-  for (int i = 0; i < count; ++i) {
-    const std::int64_t num_keys = rows.num_keys[first + i];
-    fewest = num_keys < fewest ? num_keys : fewest;
-    most = num_keys > most ? num_keys : most;
-    visible[i] = static_cast<std::int32_t>(num_keys);
+class Together {
+ public:
+  Together(const AttentionRows& rows, int first, int count, const AttentionHead& head)
+      : head_(head), count_(count), first_key_{}, end_key_{} {
+    earliest_first_ = latest_first_ = rows.first_key[first];
+    earliest_end_ = latest_end_ = rows.end_key[first];
+    for (int i = 0; i < count; ++i) {
+      const std::int64_t first_key = rows.first_key[first + i];
+      const std::int64_t end_key = rows.end_key[first + i];
+      earliest_first_ = lesser(earliest_first_, first_key);
+      latest_first_ = greater(latest_first_, first_key);
+      earliest_end_ = lesser(earliest_end_, end_key);
+      latest_end_ = greater(latest_end_, end_key);
+      first_key_[i] = static_cast<std::int32_t>(first_key);
+      end_key_[i] = static_cast<std::int32_t>(end_key);
+    }
+    for (int d = 0; d < head.head_dim; ++d) {
+      Vector query{};
+      for (int i = 0; i < count; ++i) query[i] = rows.queries[first + i][d] * head.scale;
+      queries_[d] = query;
+    }
   }
-  for (int d = 0; d < dim; ++d) {
-    Vector query{};
-    for (int i = 0; i < count; ++i) query[i] = rows.queries[first + i][d] * head.scale;
-    queries[d] = query;
-    sums[d] = Vector{};
+
+  void gather(std::int64_t chunk, AttentionPart* parts) const {
+    const int dim = head_.head_dim;
+    Vector sums[AttentionRows::max_head_dim];
+    for (int d = 0; d < dim; ++d) sums[d] = Vector{};
+    Vector highest = all_of(lowest);
+    Vector total{};
+    const std::int64_t end = lesser(chunk + attention_chunk, latest_end_);
+    for (std::int64_t begin = greater(chunk, earliest_first_ - earliest_first_ % block);
+         begin < end; begin += block) {
+      add_block(begin, static_cast<int>(lesser(block, end - begin)), highest, total, sums);
+    }
+    int d = 0;
+    for (; d + width <= dim; d += width) {
+      transpose<1>(sums + d);
+      for (int i = 0; i < count_; ++i) store(parts[i].sums + d, sums[d + i]);
+    }
+    for (int i = 0; i < count_; ++i) {
+      for (int rest = d; rest < dim; ++rest) parts[i].sums[rest] = sums[rest][i];
+      parts[i].highest = highest[i];
+      parts[i].total = total[i];
+    }
   }
-  Vector scores[block];
-  Vector highest = all_of(lowest);
-  Vector total{};
-  for (std::int64_t begin = 0; begin < most; begin += block) {
-    const int n = static_cast<int>(most - begin < block ? most - begin : block);
-    const float* keys = head.keys + begin * dim;
-    const float* values = head.values + begin * dim;
+
+ private:
+  void add_block(std::int64_t begin, int n, Vector& highest, Vector& total, Vector* sums) const {
+    const int dim = head_.head_dim;
+    const float* keys = head_.keys + begin * dim;
+    const float* values = head_.values + begin * dim;
+    Vector scores[block];
     int s = 0;
     for (; s + tile <= n; s += tile) {
       const float* key = keys + s * dim;
       Vector tiled[tile] = {};
       for (int d = 0; d < dim; ++d) {
-        const Vector query = queries[d];
+        const Vector query = queries_[d];
         for (int j = 0; j < tile; ++j) tiled[j] = multiply_add(key[j * dim + d], query, tiled[j]);
       }
       for (int j = 0; j < tile; ++j) scores[s + j] = tiled[j];
     }
     for (; s < n; ++s) {
       Vector score{};
-      for (int d = 0; d < dim; ++d) score = multiply_add(keys[s * dim + d], queries[d], score);
+      for (int d = 0; d < dim; ++d) score = multiply_add(keys[s * dim + d], queries_[d], score);
       scores[s] = score;
     }
-    if (head.softcap > 0) {
-      for (s = 0; s < n; ++s) scores[s] = capped(scores[s], head.softcap);
+    if (head_.softcap > 0) {
+      for (s = 0; s < n; ++s) scores[s] = capped(scores[s], head_.softcap);
     }
-    // Keys behind these are hidden from some rows.
-    const int shown = static_cast<int>(fewest <= begin      ? 0
-                                       : fewest - begin < n ? fewest - begin
-                                                            : n);
-    const Integers seen = visible - static_cast<std::int32_t>(begin);
-    for (s = shown; s < n; ++s) scores[s] = s < seen ? scores[s] : all_of(lowest);
+    // Every row sees the keys [shown, shown_end) of the block; the others are hidden from some.
+    const int shown = static_cast<int>(greater(0, lesser(n, latest_first_ - begin)));
+    const int shown_end = static_cast<int>(greater(shown, lesser(n, earliest_end_ - begin)));
+    const Integers from = first_key_ - static_cast<std::int32_t>(begin);
+    const Integers to = end_key_ - static_cast<std::int32_t>(begin);
+    for (s = 0; s < n; ++s) {
+      if (s == shown) s = shown_end;
+      if (s < n) scores[s] = (from <= s) & (s < to) ? scores[s] : all_of(hidden);
+    }
     const Vector before = highest;
     for (s = 0; s < n; ++s) highest = max_of(highest, scores[s]);
     const Vector shrink = exp_of(before - highest);
@@ -191,93 +238,120 @@ void attend_together(const AttentionRows& rows, int first, int count, const Atte
     int d = 0;
     for (; d + tile <= dim; d += tile) {
       Vector tiled[tile] = {};
-      for (s = 0; s < shown; ++s) {
-        const Vector weight = scores[s];
-        const float* value = values + s * dim + d;
-        for (int j = 0; j < tile; ++j) tiled[j] = multiply_add(value[j], weight, tiled[j]);
-      }
-      for (; s < n; ++s) {
-        const Vector weight = scores[s];
-        const float* value = values + s * dim + d;
-        for (int j = 0; j < tile; ++j) {  // a hidden value may be no number
-          tiled[j] = multiply_add(s < seen ? all_of(value[j]) : Vector{}, weight, tiled[j]);
+      const auto add = [&](int first, int last) {
+        for (int i = first; i < last; ++i) {
+          const Vector weight = scores[i];
+          const float* value = values + i * dim + d;
+          for (int j = 0; j < tile; ++j) tiled[j] = multiply_add(value[j], weight, tiled[j]);
         }
-      }
+      };
+      const auto add_seen = [&](int first, int last) {  // a hidden value may be no number
+        for (int i = first; i < last; ++i) {
+          const Vector weight = scores[i];
+          const Integers seen = (from <= i) & (i < to);
+          const float* value = values + i * dim + d;
+          for (int j = 0; j < tile; ++j) {
+            tiled[j] = multiply_add(seen ? all_of(value[j]) : Vector{}, weight, tiled[j]);
+          }
+        }
+      };
+      add_seen(0, shown);
+      add(shown, shown_end);
+      add_seen(shown_end, n);
       for (int j = 0; j < tile; ++j) sums[d + j] = multiply_add(sums[d + j], shrink, tiled[j]);
     }
     for (; d < dim; ++d) {
       Vector sum{};
       for (s = 0; s < n; ++s) {
-        const float value = values[s * dim + d];
-        sum = multiply_add(s < seen ? all_of(value) : Vector{}, scores[s], sum);
+        const Integers seen = (from <= s) & (s < to);
+        sum = multiply_add(seen ? all_of(values[s * dim + d]) : Vector{}, scores[s], sum);
       }
       sums[d] = multiply_add(sums[d], shrink, sum);
     }
   }
-  for (int d = 0; d < dim; ++d) {
-    const Vector output = sums[d] / total;
-    for (int i = 0; i < count; ++i) rows.outputs[first + i][d] = output[i];
-  }
-}
+
+  const AttentionHead& head_;
+  int count_;
+  Integers first_key_;
+  Integers end_key_;
+  std::int64_t earliest_first_;
+  std::int64_t latest_first_;
+  std::int64_t earliest_end_;
+  std::int64_t latest_end_;
+  Vector queries_[AttentionRows::max_head_dim];  // [head_dim, row]
+};
 
 // Lanes are keys, and then the elements of values: for rows too few to fill a Vector. Every sum has
 // the order it has above, so that the bits are the same.
-void attend_alone(const float* query_row, float* output, std::int64_t num_keys,
-                  const AttentionHead& head) {
-  const int dim = head.head_dim;
-  const int whole = dim - dim % width;  // the rest goes one by one
-  alignas(64) float query[AttentionRows::max_head_dim];
-  alignas(64) float sums[AttentionRows::max_head_dim];
-  for (int d = 0; d < dim; ++d) {
-    query[d] = query_row[d] * head.scale;
-    sums[d] = 0;
+class Alone {
+ public:
+  Alone(const AttentionRows& rows, int row, const AttentionHead& head)
+      : head_(head), first_key_(rows.first_key[row]), end_key_(rows.end_key[row]) {
+    for (int d = 0; d < head.head_dim; ++d) query_[d] = rows.queries[row][d] * head.scale;
   }
-  alignas(64) float scores[block];
-  float highest = lowest;
-  float total = 0;
-  for (std::int64_t begin = 0; begin < num_keys; begin += block) {
-    const int n = static_cast<int>(num_keys - begin < block ? num_keys - begin : block);
-    const float* keys = head.keys + begin * dim;
-    const float* values = head.values + begin * dim;
-    Vector most = all_of(highest);
-    for (int first = 0; first < n; first += width) {
+
+  void gather(std::int64_t chunk, AttentionPart* part) const {
+    part->highest = lowest;
+    part->total = 0;
+    for (int d = 0; d < head_.head_dim; ++d) part->sums[d] = 0;
+    const std::int64_t end = lesser(chunk + attention_chunk, end_key_);
+    for (std::int64_t begin = greater(chunk, first_key_ - first_key_ % block); begin < end;
+         begin += block) {
+      add_block(begin, static_cast<int>(greater(0, first_key_ - begin)),
+                static_cast<int>(lesser(block, end - begin)), *part);
+    }
+  }
+
+ private:
+  // Of the block's keys, the row sees [from, to).
+  void add_block(std::int64_t begin, int from, int to, AttentionPart& part) const {
+    const int dim = head_.head_dim;
+    const int whole = dim - dim % width;  // the rest goes one by one
+    const float* keys = head_.keys + begin * dim;
+    const float* values = head_.values + begin * dim;
+    alignas(64) float scores[block];
+    Vector most = all_of(part.highest);
+    const int first_lanes = from - from % width;
+    for (int first = first_lanes; first < to; first += width) {
       const float* rows[width];  // behind the last key, the last one again
-      for (int i = 0; i < width; ++i) rows[i] = keys + (first + i < n ? first + i : n - 1) * dim;
+      for (int i = 0; i < width; ++i) rows[i] = keys + (first + i < to ? first + i : to - 1) * dim;
       Vector score{};
       for (int d = 0; d < whole; d += width) {
         Vector columns[width];
         for (int i = 0; i < width; ++i) columns[i] = load(rows[i] + d);
         transpose<1>(columns);
-        for (int i = 0; i < width; ++i) score = multiply_add(query[d + i], columns[i], score);
+        for (int i = 0; i < width; ++i) score = multiply_add(query_[d + i], columns[i], score);
       }
       for (int d = whole; d < dim; ++d) {
         Vector column;
         for (int i = 0; i < width; ++i) column[i] = rows[i][d];
-        score = multiply_add(query[d], column, score);
+        score = multiply_add(query_[d], column, score);
       }
-      if (head.softcap > 0) score = capped(score, head.softcap);
-      for (int i = n - first; i < width; ++i) score[i] = lowest;
+      if (head_.softcap > 0) score = capped(score, head_.softcap);
+      for (int i = 0; i < from - first; ++i) score[i] = hidden;
+      for (int i = to - first; i < width; ++i) score[i] = hidden;
       store(scores + first, score);
       most = max_of(most, score);
     }
-    const float before = highest;
-    for (int i = 0; i < width; ++i) highest = most[i] > highest ? most[i] : highest;
+    const float before = part.highest;
+    for (int i = 0; i < width; ++i) part.highest = most[i] > part.highest ? most[i] : part.highest;
     Vector weights{};
-    for (int s = 0; s < n; s += width) {
-      const Vector weight = exp_of(load(scores + s) - highest);
+    for (int s = first_lanes; s < to; s += width) {
+      const Vector weight = exp_of(load(scores + s) - part.highest);
       store(scores + s, weight);
       weights += weight;
     }
     float lanes[width];
     store(lanes, weights);
-    const float shrink = exp_of(all_of(before - highest))[0];
-    total = multiply_add(total, shrink, sum_of(lanes));
+    const float shrink = exp_of(all_of(before - part.highest))[0];
+    part.total = multiply_add(part.total, shrink, sum_of(lanes));
     const Vector shrinks = all_of(shrink);
+    float* sums = part.sums;
     int d = 0;
     for (; d + 2 * width <= dim; d += 2 * width) {
       Vector left{};
       Vector right{};
-      for (int s = 0; s < n; ++s) {
+      for (int s = from; s < to; ++s) {
         const float* value = values + s * dim + d;
         left = multiply_add(scores[s], load(value), left);
         right = multiply_add(scores[s], load(value + width), right);
@@ -287,30 +361,60 @@ void attend_alone(const float* query_row, float* output, std::int64_t num_keys,
     }
     for (; d + width <= dim; d += width) {
       Vector sum{};
-      for (int s = 0; s < n; ++s) {
+      for (int s = from; s < to; ++s) {
         sum = multiply_add(scores[s], load(values + s * dim + d), sum);
       }
       store(sums + d, multiply_add(load(sums + d), shrinks, sum));
     }
     for (; d < dim; ++d) {
       float sum = 0;
-      for (int s = 0; s < n; ++s) sum = multiply_add(scores[s], values[s * dim + d], sum);
+      for (int s = from; s < to; ++s) sum = multiply_add(scores[s], values[s * dim + d], sum);
       sums[d] = multiply_add(sums[d], shrink, sum);
     }
   }
-  for (int d = 0; d < dim; ++d) output[d] = sums[d] / total;
+
+  const AttentionHead& head_;
+  std::int64_t first_key_;
+  std::int64_t end_key_;
+  alignas(64) float query_[AttentionRows::max_head_dim];
+};
+
+template <class Rows>
+void gather_chunks(const Rows& rows, int count, int dim, std::int64_t begin, std::int64_t end,
+                   AttentionPart* parts) {
+  rows.gather(begin, parts);
+  for (std::int64_t chunk = begin + attention_chunk; chunk < end; chunk += attention_chunk) {
+    AttentionPart next[width];
+    rows.gather(chunk, next);
+    for (int i = 0; i < count; ++i) absorb(parts[i], next[i], dim);
+  }
 }
 
-void attend(const AttentionRows& rows, const AttentionHead& head) {
+void gather(const AttentionRows& rows, const AttentionHead& head, std::int64_t begin,
+            std::int64_t end, AttentionPart* parts) {
+  const int dim = head.head_dim;
   for (int first = 0; first < rows.count; first += width) {
-    const int count = rows.count - first < width ? rows.count - first : width;
+    const int count = static_cast<int>(lesser(width, rows.count - first));
     if (count > few) {
-      attend_together(rows, first, count, head);
+      const Together together(rows, first, count, head);
+      gather_chunks(together, count, dim, begin, end, parts + first);
       continue;
     }
     for (int i = first; i < first + count; ++i) {
-      attend_alone(rows.queries[i], rows.outputs[i], rows.num_keys[i], head);
+      gather_chunks(Alone(rows, i, head), 1, dim, begin, end, parts + i);
     }
+  }
+}
+
+void finish(AttentionPart* parts, std::int64_t count, std::int64_t stride, int head_dim, float sink,
+            float* output) {
+  for (std::int64_t i = 1; i < count; ++i) absorb(*parts, parts[i * stride], head_dim);
+  const float highest = sink > parts->highest ? sink : parts->highest;
+  const float shrink = exp_of(all_of(parts->highest - highest))[0];
+  const float total = multiply_add(parts->total, shrink, exp_of(all_of(sink - highest))[0]);
+  for (int d = 0; d < head_dim; ++d) {
+    // Not -0, which a row may lose where it goes through blocks that are hidden from it.
+    output[d] = parts->sums[d] * shrink / total + 0.0F;
   }
 }
 

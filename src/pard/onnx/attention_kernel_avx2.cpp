@@ -4,6 +4,7 @@
 
 namespace pard {
 
-void attend_rows_avx2(const AttentionRows& rows, const AttentionHead& head) { attend(rows, head); }
+extern const AttentionKernel attention_kernel_avx2;
+const AttentionKernel attention_kernel_avx2 = {gather, finish};
 
 }  // namespace pard

@@ -4,8 +4,7 @@
 
 namespace pard {
 
-void attend_rows_avx512(const AttentionRows& rows, const AttentionHead& head) {
-  attend(rows, head);
-}
+extern const AttentionKernel attention_kernel_avx512;
+const AttentionKernel attention_kernel_avx512 = {gather, finish};
 
 }  // namespace pard

@@ -4,8 +4,7 @@
 
 namespace pard {
 
-void attend_rows_baseline(const AttentionRows& rows, const AttentionHead& head) {
-  attend(rows, head);
-}
+extern const AttentionKernel attention_kernel_baseline;
+const AttentionKernel attention_kernel_baseline = {gather, finish};
 
 }  // namespace pard

@@ -10,7 +10,7 @@ namespace pard {
 // OnnxFileSummary::attention_is_plain.
 //
 // ONNX Runtime multiplies matrices, head by head, for which the rows of a verification are too few.
-constexpr std::size_t attention_op_inputs = 9;   // query .. sin_cache; those behind stay empty
+constexpr std::size_t attention_op_inputs = 12;  // query .. head_sink; those behind stay empty
 constexpr std::size_t attention_op_outputs = 3;  // output, keys, values
 
 struct AttentionOp : OwnOp {

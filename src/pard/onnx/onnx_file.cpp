@@ -18,7 +18,10 @@ namespace pard {
 
 namespace {
 
-constexpr std::size_t norm_input = 14;  // of GroupQueryAttention, where it has one
+// Inputs of GroupQueryAttention, where it has them.
+constexpr std::size_t positions_input = 9;
+constexpr std::size_t bias_input = 10;
+constexpr std::size_t norm_input = 14;
 
 // The fields of one protobuf message.
 class Message {
@@ -173,18 +176,20 @@ struct Attribute {
 
 // Whether an attribute of GroupQueryAttention asks for nothing that attention_op.h lacks.
 bool is_plain(const Attribute& attribute) {
-  constexpr std::array<std::string_view, 6> any = {
-      "num_heads", "kv_num_heads", "scale", "softcap", "do_rotary", "rotary_interleaved"};
+  constexpr std::array<std::string_view, 7> any = {
+      "num_heads", "kv_num_heads",       "scale",         "softcap",
+      "do_rotary", "rotary_interleaved", "smooth_softmax"};
   constexpr std::array<std::string_view, 2> on = {"causal", "unidirectional"};
-  constexpr std::array<std::string_view, 7> off = {
-      "local_window_size", "smooth_softmax", "sliding_window_cache", "qk_output",
-      "k_quant_type",      "v_quant_type",   "kv_cache_bit_width"};
+  constexpr std::array<std::string_view, 5> off = {
+      "sliding_window_cache", "qk_output", "k_quant_type", "v_quant_type", "kv_cache_bit_width"};
   const auto holds = [&](const auto& names) {
     return std::find(names.begin(), names.end(), attribute.name) != names.end();
   };
   const bool is_off = (attribute.value == 0 || attribute.value == -1) &&
                       (attribute.text.empty() || attribute.text == "NONE");
-  return holds(any) || (holds(on) && attribute.value == 1) || (holds(off) && is_off);
+  // ONNX Runtime lets a window of 0 see nothing, and a negative one everything.
+  const bool is_window = attribute.name == "local_window_size" && attribute.value != 0;
+  return holds(any) || is_window || (holds(on) && attribute.value == 1) || (holds(off) && is_off);
 }
 
 // Whether the attributes of a MatMulNBits, those not named at 0, are what matmul_op.h takes.
@@ -249,15 +254,18 @@ void summarize_node(Message node, OnnxFileSummary& summary, int depth,
   std::array<std::size_t, 2> counts{};
   std::array<std::size_t, 2> given{};  // inputs and outputs, up to the last that has a name
   ProductInputs inputs;
+  bool has_positions_or_bias = false;
   bool plain = depth == 0;
   std::map<std::string_view, std::int64_t> values;
   while (const auto part = node.next()) {
     if (!part->bytes) continue;
     if (part->number == 1 || part->number == 2) {
       const std::size_t which = part->number - 1;
-      if (which == 0 && counts[0] < inputs.size()) inputs[counts[0]] = *part->bytes;
-      ++counts[which];
-      if (!part->bytes->empty()) given[which] = counts[which];
+      const std::size_t index = counts[which]++;
+      if (which == 0 && index < inputs.size()) inputs[index] = *part->bytes;
+      if (part->bytes->empty()) continue;
+      given[which] = counts[which];
+      has_positions_or_bias |= which == 0 && (index == positions_input || index == bias_input);
     } else if (part->number == 4) {
       op_type = *part->bytes;
     } else if (part->number == 5) {
@@ -268,9 +276,11 @@ void summarize_node(Message node, OnnxFileSummary& summary, int depth,
   }
   if (depth == 0) summary.op_types.emplace(op_type);
   if (op_type == "GroupQueryAttention") {
-    summary.attention_is_plain &=
-        plain && given[0] <= attention_op_inputs && given[1] <= attention_op_outputs;
+    summary.attention_is_plain &= plain && !has_positions_or_bias &&
+                                  given[0] <= attention_op_inputs &&
+                                  given[1] <= attention_op_outputs;
     summary.attention_normalizes |= given[0] > norm_input;
+    summary.attention_has_windows |= values["local_window_size"] > 0;
     if (values["sliding_window_cache"] != 0) {
       summary.dropping_window = std::max(summary.dropping_window, values["local_window_size"]);
     }

@@ -19,7 +19,8 @@ struct OnnxFileSummary {
   std::set<std::string> op_types;  // of the graph's own nodes; subgraphs are not entered
 
   // Whether every GroupQueryAttention is what attention_op.h computes: causal, over float32 keys
-  // and values, without masks, windows, sinks or quantized caches; and none lies in a subgraph.
+  // and values, without masks, caches that drop rows or quantized ones; and none lies in a
+  // subgraph.
   bool attention_is_plain = true;
 
   // Whether every MatMulNBits is what matmul_op.h computes: float32 rows that may be rounded to 8
@@ -29,6 +30,9 @@ struct OnnxFileSummary {
 
   // Whether a GroupQueryAttention normalizes queries and keys itself.
   bool attention_normalizes = false;
+
+  // Whether a GroupQueryAttention has a sliding window.
+  bool attention_has_windows = false;
 
   // The widest window of those that may drop keys and values in front of it; 0: none does.
   std::int64_t dropping_window = 0;

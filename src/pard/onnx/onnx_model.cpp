@@ -80,9 +80,17 @@ SessionOptions session_options(const FolderContract& contract, const OnnxModelOp
   return session;
 }
 
-// Whether attention runs by this library's kernel. Throws ModelError where it must and does not.
-bool uses_own_attention(const FolderContract& contract, const OnnxModelOptions& options) {
+// Whether attention runs by this library's kernel. Throws ModelError where it must and does not,
+// and RuntimeMissing where ONNX Runtime's would see one key more than the model.
+bool uses_own_attention(const FolderContract& contract, const OnnxModelOptions& options,
+                        const OrtLibrary& library) {
   const bool own = session_options(contract, options).own_attention;
+  if (contract.file_summary.attention_has_windows && !own && !library.is_at_least(24)) {
+    throw RuntimeMissing({"Model '" + contract.name + "' needs a newer ONNX Runtime",
+                          "version 1.24 or later, whose sliding windows count the row's own key",
+                          "version " + library.version() + ", '" + library.path() + "'",
+                          "Install it with: pip install -U onnxruntime."});
+  }
   if (contract.requires_own_attention && !own) {
     throw ModelError(
         {"The attention of model '" + contract.name + "' runs only in pard-rt's kernel",
@@ -139,7 +147,7 @@ OnnxModel::OnnxModel(const std::filesystem::path& folder, const OnnxModelOptions
     : library_(std::move(library)),
       contract_(open_contract(folder, options)),
       provider_(options.session.provider),
-      own_attention_(uses_own_attention(contract_, options)),
+      own_attention_(uses_own_attention(contract_, options, *library_)),
       own_matmul_(uses_own_matmul(contract_, options, *library_)),
       session_(library_, folder / contract_.graph, session_options(contract_, options)),
       types_{*contract_.kv_dtype, *contract_.logits_dtype},
