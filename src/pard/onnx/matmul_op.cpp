@@ -24,20 +24,20 @@ namespace {
 // A task computes as many columns as this many bytes of weights hold, at least: smaller ones cost
 // more to hand out than they take.
 constexpr std::size_t task_bytes = 1 << 16;
-constexpr std::int64_t worth_a_thread = 1 << 17;  // multiplications
+constexpr std::int64_t worth_sharing = 1 << 17;  // multiplications
 
-enum Input : std::size_t {
+enum ProductInput : std::size_t {
   rows_input,         // float32 [.., K]
   integers_input,     // uint8 [N, blocks, block * bits / 8]
   scales_input,       // float32 or float16 [N * blocks]
   zero_points_input,  // uint8, packed like the integers
   order_input,        // g_idx: never given
-  bias_input,         // float32 [N]
+  addends_input,      // float32 [N]
   minima_input,       // float32 [N * blocks]: an input of ours
 };
 
 // A node of a graph.
-struct Kernel {
+struct Product {
   const ort::Api& api;
   const MatmulKernel& kernel = matmul_kernel();
   std::shared_ptr<const PackedWeights> weights{};
@@ -46,7 +46,7 @@ struct Kernel {
   void compute(ort::KernelContext* context) const;
 };
 
-void Kernel::compute(ort::KernelContext* context) const {
+void Product::compute(ort::KernelContext* context) const {
   const OpRun run(api, context);
   const PackedMatrix& matrix = weights->matrix();
   const OpTensor input = run.input(rows_input);
@@ -83,7 +83,7 @@ void Kernel::compute(ort::KernelContext* context) const {
   const std::size_t tiles_per_task = std::max<std::size_t>(1, task_bytes / matrix.tile_bytes());
   const auto num_tiles = static_cast<std::size_t>(matrix.num_tiles());
   const std::size_t num_tasks = (num_tiles + tiles_per_task - 1) / tiles_per_task;
-  const bool parallel = rows * matrix.num_columns * matrix.depth > worth_a_thread;
+  const bool parallel = rows * matrix.num_columns * matrix.depth > worth_sharing;
   run.for_each(num_tasks, parallel && num_tasks > 1, [&](std::size_t task) {
     const std::size_t end = std::min(num_tiles, (task + 1) * tiles_per_task);
     for (std::size_t tile = task * tiles_per_task; tile < end; ++tile) {
@@ -155,7 +155,7 @@ class NodeReader {
   std::string name_;
 };
 
-std::unique_ptr<Kernel> read_node(const MatmulOp& op, const ort::KernelInfo* info) {
+std::unique_ptr<Product> read_product(const MatmulOp& op, const ort::KernelInfo* info) {
   using enum ort::ElementType;
   const NodeReader node(op.api, info);
   BlockWeights weights{.num_columns = node.attribute("N", 0),
@@ -183,8 +183,8 @@ std::unique_ptr<Kernel> read_node(const MatmulOp& op, const ort::KernelInfo* inf
     if (!weights.zero_points.empty()) node.fail("minima or zero points", "both");
     weights.minima = node.bytes("minima", minima, {f32}, columns * blocks);
   }
-  auto kernel = std::make_unique<Kernel>(Kernel{.api = op.api});
-  if (const OpTensor bias = node.constant(bias_input); bias.data != nullptr) {
+  auto kernel = std::make_unique<Product>(Product{.api = op.api});
+  if (const OpTensor bias = node.constant(addends_input); bias.data != nullptr) {
     node.bytes("addends", bias, {f32}, columns);
     kernel->bias.assign(bias.floats(), bias.floats() + columns);
   }
@@ -203,7 +203,7 @@ std::unique_ptr<Kernel> read_node(const MatmulOp& op, const ort::KernelInfo* inf
 MatmulOp::MatmulOp(const ort::Api& its_api, int its_threads)
     : OwnOp(its_api), threads(its_threads) {
   using ort::ElementType;
-  make_kernels<MatmulOp, read_node>(*this);
+  make_kernels<MatmulOp, read_product>(*this);
   get_name = [](const CustomOp*) { return "MatMulNBits"; };
   get_input_count = [](const CustomOp*) { return matmul_op_inputs; };
   get_input_type = [](const CustomOp*, std::size_t index) {

@@ -21,13 +21,13 @@ namespace pard {
 
 namespace {
 
-constexpr std::size_t worth_a_thread = 1 << 20;  // bytes
+constexpr std::size_t bytes_per_thread = 1 << 20;  // bytes
 constexpr std::size_t huge_page = 1 << 21;
 
 // Calls task(begin, end) for parts of [0, count), on several threads where there is much to do.
 template <class Task>
 void in_parts(std::int64_t count, std::size_t bytes, int threads, const Task& task) {
-  const auto useful = static_cast<std::int64_t>(bytes / worth_a_thread);
+  const auto useful = static_cast<std::int64_t>(bytes / bytes_per_thread);
   const std::int64_t parts = std::clamp<std::int64_t>(useful, 1, std::max(threads, 1));
   const auto begin_of = [&](std::int64_t part) { return count * part / parts; };
   std::vector<std::jthread> others;
