@@ -107,7 +107,7 @@ ort::Api runtime_api() {
   return api;
 }
 
-struct Shape {
+struct NodeShape {
   std::int64_t heads = 14;
   std::int64_t kv_heads = 2;
   std::int64_t dim = 64;
@@ -117,9 +117,9 @@ struct Shape {
 };
 
 // A text whose rows are fed to the operator, as many at a time as one likes.
-class Text {
+class NodeText {
  public:
-  explicit Text(const Shape& shape)
+  explicit NodeText(const NodeShape& shape)
       : shape_(shape), width_((shape.heads + 2 * shape.kv_heads) * shape.dim) {
     std::mt19937 generator(3);
     std::normal_distribution<float> normal(0, 1.5F);
@@ -165,7 +165,7 @@ class Text {
   Runtime runtime;
 
  private:
-  Shape shape_;
+  NodeShape shape_;
   std::int64_t width_;
   std::vector<float> rows_;
   std::vector<float> sinks_;
@@ -179,7 +179,7 @@ bool same_bits(const float* a, const float* b, std::size_t count) {
 
 TEST_CASE("attention: rows have the same bits in any number, on any number of threads") {
   constexpr std::int64_t most_rows = 33;
-  std::vector<Shape> shapes;
+  std::vector<NodeShape> shapes;
   for (const std::int64_t length : {60, 700, 1500}) {
     for (const std::int64_t window : {0, 40, 900}) {
       for (const bool has_sinks : {false, true}) {
@@ -189,12 +189,12 @@ TEST_CASE("attention: rows have the same bits in any number, on any number of th
       }
     }
   }
-  for (const Shape& shape : shapes) {
+  for (const NodeShape& shape : shapes) {
     CAPTURE(shape.heads);
     CAPTURE(shape.length);
     CAPTURE(shape.window);
     CAPTURE(shape.has_sinks);
-    Text text(shape);
+    NodeText text(shape);
     const std::int64_t past = shape.length - most_rows;
     text.attend(0, past);
     const std::vector<float> all = text.attend(past, most_rows);
@@ -218,12 +218,12 @@ TEST_CASE("attention: rows have the same bits in any number, on any number of th
 
 TEST_CASE("attention: one row over a long text is a task for each of its chunks") {
   constexpr std::int64_t chunks = 16;
-  const auto tasks = [](Shape shape, std::int64_t rows) {
-    Text text(shape);
+  const auto tasks = [](NodeShape shape, std::int64_t rows) {
+    NodeText text(shape);
     text.attend(shape.length - rows, rows);
     return text.runtime.tasks;
   };
-  Shape shape{.length = chunks * attention_chunk};
+  NodeShape shape{.length = chunks * attention_chunk};
   CHECK(tasks(shape, 1) == std::vector<std::size_t>{2 * chunks});
   // 9 rows of 7 heads are 4 blocks, which are put together in parallel too.
   CHECK(tasks(shape, 9) == std::vector<std::size_t>{2 * chunks * 4, 2 * 4});
