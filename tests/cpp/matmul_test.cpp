@@ -108,8 +108,7 @@ std::vector<float> product(const MatmulKernel& kernel, const PackedMatrix& matri
   std::vector<float> out(count * columns, std::nanf(""));
   for (std::size_t first = 0; first < count; first += static_cast<std::size_t>(at_a_time)) {
     const int some = std::min(at_a_time, static_cast<int>(count - first));
-    std::vector<std::byte> panel(static_cast<std::size_t>(matrix.num_groups()) *
-                                 RowPanel::group_bytes(matrix.group(), some));
+    std::vector<std::byte> panel(static_cast<std::size_t>(some) * matrix.row_bytes());
     kernel.round_rows(matrix, rows.data() + first * depth, matrix.depth, some, panel.data());
     for (std::int64_t tile = 0; tile < matrix.num_tiles(); ++tile) {
       kernel.multiply(matrix, tile, panel.data(), some, bias, out.data() + first * columns,

@@ -162,6 +162,27 @@ def test_eight_bits_need_our_kernels_or_a_version_that_has_them(
     assert version in caught.value.actual
 
 
+@pytest.mark.parametrize(("version", "opens"), [("1.23.2", False), ("1.24.0", True)])
+def test_windows_need_our_kernel_or_a_version_that_counts_a_row_s_own_key(
+    version: str,
+    opens: bool,
+    tiny_models: TinyModels,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    folder = tiny_models.folder("mistral_window", "gqa", num_hidden_layers=1)
+    make_pretender(tmp_path, version)
+    search_in(monkeypatch, tmp_path)
+    assert pard_rt.OnnxModel(folder, threads=1).own_attention
+    if opens:
+        assert not pard_rt.OnnxModel(folder, threads=1, own_attention=False).own_attention
+        return
+    with pytest.raises(pard_rt.RuntimeMissingError, match="needs a newer ONNX Runtime") as caught:
+        pard_rt.OnnxModel(folder, threads=1, own_attention=False)
+    assert "1.24" in caught.value.expected
+    assert version in caught.value.actual
+
+
 def test_libraries_older_than_any_that_serves_are_refused(
     folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -47,15 +47,10 @@ struct PackedMatrix {
   }
   std::size_t tile_bytes() const { return static_cast<std::size_t>(num_blocks()) * block_bytes(); }
   std::size_t bytes() const { return static_cast<std::size_t>(num_tiles()) * tile_bytes(); }
-};
 
-// Up to most_rows rows, rounded to integers of 8 bits by group: what a kernel multiplies at a time.
-//
-//   group    integers of every row [rows, group], then of each row: the scale; the sum of its
-//            integers times -8 or -128, which centers weights; the sum times the scale
-struct RowPanel {
-  static std::size_t group_bytes(int group, int rows) {
-    return static_cast<std::size_t>(rows) * (static_cast<std::size_t>(group) + 12);
+  // Of a row in a panel: see MatmulKernel.
+  std::size_t row_bytes() const {
+    return static_cast<std::size_t>(num_groups()) * (static_cast<std::size_t>(group()) + 12);
   }
 };
 
@@ -64,6 +59,11 @@ struct RowPanel {
 // An element of the product is a sum over groups, in their order, of integer sums that are exact;
 // each is scaled and added with one rounding. So a row has the same bits whatever rows are with
 // it, whoever computes its tiles, and on every kind of machine.
+//
+// Rows are multiplied in panels, rounded to integers of 8 bits by group:
+//
+//   group    integers of every row [rows, group], then of each row: the scale; the sum of its
+//            integers times -8 or -128, which centers weights; the sum times the scale
 struct MatmulKernel {
   const char* name;
   int tile;       // columns

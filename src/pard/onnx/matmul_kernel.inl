@@ -65,12 +65,13 @@ inline Floats load_halves(const std::byte* data) {
   for (int i = 0; i < width; ++i) {
     std::uint16_t half = 0;
     __builtin_memcpy(&half, data + 2 * i, sizeof(half));
-    const std::uint32_t bits = (half & 0x7FFFU) << 13;
-    float value = 0;
-    __builtin_memcpy(&value, &bits, sizeof(value));
+    const std::uint32_t magnitude = half & 0x7FFFU;
+    const std::uint32_t bits = (magnitude << 13) + ((127 - 15) << 23);
+    float value = static_cast<float>(magnitude) * 0x1p-24F;  // where it is subnormal
+    if (magnitude >= 0x0400) __builtin_memcpy(&value, &bits, sizeof(value));
     values[i] = (half & 0x8000U) != 0 ? -value : value;
   }
-  return values * 0x1p112F;
+  return values;
 #endif
 }
 

@@ -1,10 +1,8 @@
 #include "matmul_op.h"
 
 #include <algorithm>
-#include <array>
 #include <cstddef>
 #include <memory>
-#include <new>
 #include <span>
 #include <stdexcept>
 #include <string>
@@ -63,8 +61,7 @@ void Product::compute(ort::KernelContext* context) const {
   // Rows go into panels of nearly the same size, each rounded once for all columns.
   const std::int64_t num_panels = (rows + kernel.most_rows - 1) / kernel.most_rows;
   const auto first_row = [&](std::int64_t panel) { return rows * panel / num_panels; };
-  const auto row_bytes =
-      static_cast<std::size_t>(matrix.num_groups()) * RowPanel::group_bytes(matrix.group(), 1);
+  const std::size_t row_bytes = matrix.row_bytes();
   thread_local std::vector<std::byte> panels;
   panels.resize(std::max(panels.size(), static_cast<std::size_t>(rows) * row_bytes));
   std::byte* const rounded = panels.data();

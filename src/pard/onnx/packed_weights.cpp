@@ -21,7 +21,7 @@ namespace pard {
 
 namespace {
 
-constexpr std::size_t bytes_per_thread = 1 << 20;  // bytes
+constexpr std::size_t bytes_per_thread = 1 << 20;
 constexpr std::size_t huge_page = 1 << 21;
 
 // Calls task(begin, end) for parts of [0, count), on several threads where there is much to do.
@@ -37,18 +37,29 @@ void in_parts(std::int64_t count, std::size_t bytes, int threads, const Task& ta
   task(0, begin_of(1));
 }
 
+// Between finite float16 and float32. Nothing on the way is subnormal in float32: a caller may have
+// such numbers flushed to zero.
+constexpr std::uint32_t exponent_apart = 127 - 15;
+constexpr std::uint32_t first_normal_half = 0x0400;
+
 float from_half(std::uint16_t half) {
-  const float value = std::bit_cast<float>((half & 0x7FFFU) << 13) * 0x1p112F;
+  const std::uint32_t magnitude = half & 0x7FFFU;
+  const float value = magnitude < first_normal_half
+                          ? static_cast<float>(magnitude) * 0x1p-24F
+                          : std::bit_cast<float>((magnitude << 13) + (exponent_apart << 23));
   return (half & 0x8000U) != 0 ? -value : value;
 }
 
 // The float16 that a float32 is, where it is one.
 std::optional<std::uint16_t> as_half(float value) {
-  const auto magnitude = std::bit_cast<std::uint32_t>(std::abs(value) * 0x1p-112F) >> 13;
-  const auto sign = std::bit_cast<std::uint32_t>(value) >> 16 & 0x8000U;
-  const auto half = static_cast<std::uint16_t>(sign | (magnitude & 0x7FFFU));
-  if (magnitude >= 0x7C00U || from_half(half) != value) return std::nullopt;
-  return half;
+  const float magnitude = std::abs(value);
+  if (magnitude > 65504.0F) return std::nullopt;
+  const std::uint32_t bits =
+      magnitude < 0x1p-14F
+          ? static_cast<std::uint32_t>(magnitude * 0x1p24F)
+          : (std::bit_cast<std::uint32_t>(magnitude) >> 13) - (exponent_apart << 10);
+  const auto half = static_cast<std::uint16_t>(bits | (std::signbit(value) ? 0x8000U : 0U));
+  return from_half(half) == value ? std::optional(half) : std::nullopt;
 }
 
 template <class T>
