@@ -224,7 +224,7 @@ class Together {
     const Integers to = end_key_ - static_cast<std::int32_t>(begin);
     for (s = 0; s < n; ++s) {
       if (s == shown) s = shown_end;
-      if (s < n) scores[s] = (from <= s) & (s < to) ? scores[s] : all_of(hidden);
+      if (s < n) scores[s] = ((from <= s) & (s < to)) ? scores[s] : all_of(hidden);
     }
     const Vector before = highest;
     for (s = 0; s < n; ++s) highest = max_of(highest, scores[s]);

@@ -154,17 +154,18 @@ void Attention::attend() const {
 
 void Attention::attend_by_chunk(std::int64_t begin, std::int64_t chunks) const {
   const auto all = static_cast<std::size_t>(node.num_kv_heads * chunks * per_head);
-  const auto parts = std::make_unique_for_overwrite<AttentionPart[]>(all);  // [KV, chunk, row]
+  const auto memory = std::make_unique_for_overwrite<AttentionPart[]>(all);  // [KV, chunk, row]
+  AttentionPart* const parts = memory.get();
   for_each(node.num_kv_heads * chunks * blocks, true, [&](std::int64_t task) {
     const std::int64_t head_chunk = task / blocks;
     const std::int64_t from = begin + head_chunk % chunks * attention_chunk;
     gather(head_chunk / chunks, task % blocks, from, from + attention_chunk,
-           &parts[head_chunk * per_head + task % blocks * AttentionRows::max_count]);
+           parts + head_chunk * per_head + task % blocks * AttentionRows::max_count);
   });
   for_each(node.num_kv_heads * blocks, blocks > 1, [&](std::int64_t task) {
     const std::int64_t h = task / blocks;
     finish(h, task % blocks,
-           &parts[h * chunks * per_head + task % blocks * AttentionRows::max_count], chunks,
+           parts + h * chunks * per_head + task % blocks * AttentionRows::max_count, chunks,
            per_head);
   });
 }
