@@ -24,7 +24,8 @@ enum class Kind { symmetric, zero_points, minima };
 
 // Weights drawn at random, and what they are worth.
 struct Weights {
-  Weights(int columns, int depth, int bits, int block, Kind kind, bool scales_are_halves = false) {
+  Weights(int columns, int depth, int bits, int block, Kind kind,
+          ScaleType type = ScaleType::float32) {
     packed.num_columns = columns;
     packed.depth = depth;
     packed.bits = bits;
@@ -33,24 +34,56 @@ struct Weights {
     const auto count = static_cast<std::size_t>(columns) * blocks;
     integers.resize(count * static_cast<std::size_t>(block * bits / 8));
     for (std::byte& each : integers) each = static_cast<std::byte>(random());
-    scales.resize(count);
-    for (float& each : scales) each = between(-0.1F, 0.1F);
-    if (scales_are_halves) {
-      for (float& each : scales) each = std::round(each * 0x1p14F) * 0x1p-14F;
-      scales.front() = 0x1p-24F;  // the smallest that there is
-    }
     packed.integers = integers;
+    scales = draw_scales(type, 0.1F, small_scales, scale_factors);
+    if (type == ScaleType::float16) scales.front() = 0x1p-24F;  // the smallest that there is
     packed.scales = std::as_bytes(std::span(scales));
     if (kind == Kind::minima) {
-      minima.resize(count);
-      for (float& each : minima) each = between(-0.5F, 0.5F);
+      minima = draw_scales(type, 0.5F, small_minima, minimum_factors);
       packed.minima = std::as_bytes(std::span(minima));
-    } else if (kind == Kind::zero_points) {
+    }
+    if (type == ScaleType::factored) {
+      packed.scale_type = type;
+      packed.scales = std::as_bytes(std::span(small_scales));
+      packed.minima = std::as_bytes(std::span(small_minima));
+      packed.scale_factors = std::as_bytes(std::span(scale_factors));
+      packed.minimum_factors = std::as_bytes(std::span(minimum_factors));
+    }
+    if (kind == Kind::zero_points) {
       const std::size_t bytes = bits == 8 ? blocks : (blocks + 1) / 2;
       zero_points.resize(static_cast<std::size_t>(columns) * bytes);
       for (std::byte& each : zero_points) each = static_cast<std::byte>(random());
       packed.zero_points = zero_points;
     }
+  }
+
+  // Numbers of every block up to `most` that a type has; where it is factored, what they are of
+  // too.
+  std::vector<float> draw_scales(ScaleType type, float most, std::vector<std::int8_t>& small,
+                                 std::vector<std::uint16_t>& factors) const {
+    const auto blocks = static_cast<std::size_t>(packed.num_blocks());
+    const auto spans = static_cast<std::size_t>(packed.num_spans());
+    const auto columns = static_cast<std::size_t>(packed.num_columns);
+    std::vector<float> drawn(columns * blocks);
+    for (float& each : drawn) each = between(-most, most);
+    if (type == ScaleType::float16) {
+      for (float& each : drawn) each = std::round(each * 0x1p12F) * 0x1p-12F;
+    } else if (type == ScaleType::factored) {
+      small.resize(drawn.size());
+      factors.resize(columns * spans);
+      for (std::int8_t& each : small) each = static_cast<std::int8_t>(random());
+      // 1.xxx times 2 to the -10: the mantissa drawn.
+      for (std::uint16_t& each : factors) {
+        each = static_cast<std::uint16_t>((random() & 0x83FF) | 0x1400);
+      }
+      for (std::size_t i = 0; i < drawn.size(); ++i) {
+        const std::size_t span = i % blocks * static_cast<std::size_t>(packed.block) / factor_span;
+        const std::uint16_t factor = factors[i / blocks * spans + span];
+        const float magnitude = (1 + static_cast<float>(factor & 0x3FF) / 1024) * 0x1p-10F;
+        drawn[i] = static_cast<float>(small[i]) * (factor & 0x8000 ? -magnitude : magnitude);
+      }
+    }
+    return drawn;
   }
 
   double at(int column, int k) const {
@@ -88,8 +121,12 @@ struct Weights {
   BlockWeights packed;
   std::vector<std::byte> integers;
   std::vector<std::byte> zero_points;
-  std::vector<float> scales;
+  std::vector<float> scales;  // of every block, whatever their type
   std::vector<float> minima;
+  std::vector<std::int8_t> small_scales;
+  std::vector<std::int8_t> small_minima;
+  std::vector<std::uint16_t> scale_factors;
+  std::vector<std::uint16_t> minimum_factors;
 };
 
 std::vector<float> draw_rows(int rows, int depth) {
@@ -172,20 +209,20 @@ TEST_CASE("products: the same bits in any company and with any instructions, wit
   for (const int bits : {4, 8}) {
     for (const int block : {16, 32, 64, 128}) {
       for (const Kind kind : {Kind::symmetric, Kind::zero_points, Kind::minima}) {
-        for (const bool halves : {false, true}) {
+        for (const ScaleType type : {ScaleType::float32, ScaleType::float16, ScaleType::factored}) {
           const int columns = 1 + static_cast<int>(Weights::random() % 70);
-          const int depth = 1 + static_cast<int>(Weights::random() % 300);
+          const int depth = 1 + static_cast<int>(Weights::random() % 600);
           CAPTURE(bits);
           CAPTURE(block);
           CAPTURE(columns);
           CAPTURE(depth);
-          const Weights weights(columns, depth, bits, block, kind, halves);
+          const Weights weights(columns, depth, bits, block, kind, type);
           const std::vector<float> rows = draw_rows(num_rows, depth);
           std::vector<float> portable;
           for (const MatmulKernel& kernel : all_matmul_kernels()) {
             CAPTURE(kernel.name);
             const PackedWeights packed(weights.packed, kernel, 2);
-            CHECK(packed.matrix().half_scales == halves);
+            CHECK(packed.matrix().scales == type);
             CHECK(rows_are_alike(kernel, packed.matrix(), rows));
             const std::vector<float> actual =
                 product(kernel, packed.matrix(), rows, kernel.most_rows);
@@ -299,11 +336,17 @@ TEST_CASE("products: scales and minima must be finite") {
   weights.minima[9] = 0;
   std::vector<std::uint16_t> halves(10, 0x3C00);
   weights.packed.scales = std::as_bytes(std::span(halves));
-  weights.packed.half_scales = true;
+  weights.packed.scale_type = ScaleType::float16;
+  weights.packed.minima = {};
   const PackedWeights packed(weights.packed, kernel, 1);
-  CHECK(packed.matrix().half_scales);
+  CHECK(packed.matrix().scales == ScaleType::float16);
   halves[3] = 0x7C00;
   CHECK_THROWS_AS(PackedWeights(weights.packed, kernel, 1), std::invalid_argument);
+
+  Weights factored(5, 300, 4, 32, Kind::minima, ScaleType::factored);
+  CHECK_NOTHROW(PackedWeights(factored.packed, kernel, 1));
+  factored.minimum_factors.back() = 0x7E00;
+  CHECK_THROWS_AS(PackedWeights(factored.packed, kernel, 1), std::invalid_argument);
 }
 
 }  // namespace

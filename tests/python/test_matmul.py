@@ -132,6 +132,40 @@ def test_weights_may_have_minima(folder: Path, tmp_path: Path) -> None:
         opened(with_minima, own_matmul=False)
 
 
+def factored(*, said: bool) -> Change:
+    """Give weights scales that are small integers times factors, said so or as floats."""
+
+    def change(graph: onnx.GraphProto, node: onnx.NodeProto) -> None:
+        values = {each.name: each.i for each in node.attribute}
+        blocks = -(-values["K"] // values["block_size"])
+        spans = -(-values["K"] // 256)
+        rng = np.random.default_rng(values["N"])
+        inputs = {}
+        for what in ("scales", "minima"):
+            small = rng.integers(-100, 100, (values["N"], blocks), np.int8)
+            factors = rng.normal(0, 1e-4, (values["N"], spans)).astype(np.float16)
+            of_blocks = np.repeat(factors, 256 // values["block_size"], axis=1)[:, :blocks]
+            floats = of_blocks.astype(np.float32) * small
+            inputs[what] = (small, factors) if said else (floats,)
+        (scales, *scale_factors), (minima, *minimum_factors) = inputs.values()
+        del node.input[2:]
+        for tensor in (scales, None, None, None, minima, *scale_factors, *minimum_factors):
+            name = "" if tensor is None else f"{node.output[0]}.{len(node.input)}"
+            node.input.append(name)
+            if tensor is not None:
+                graph.initializer.append(onnx.numpy_helper.from_array(tensor, name))
+
+    return change
+
+
+def test_scales_may_be_integers_times_factors(folder: Path, tmp_path: Path) -> None:
+    factors = changed(folder, tmp_path / "factors", factored(said=True))
+    floats = changed(folder, tmp_path / "floats", factored(said=False))
+    np.testing.assert_array_equal(rows(opened(factors), 9, 9), rows(opened(floats), 9, 9))
+    with pytest.raises(pard_rt.ModelError, match="only in pard-rt's kernels"):
+        opened(factors, own_matmul=False)
+
+
 def test_weights_that_do_not_fit_are_refused_by_the_node_s_name(
     folder: Path, tmp_path: Path
 ) -> None:

@@ -6,11 +6,24 @@
 
 namespace pard {
 
+// How scales and minima of blocks are stored.
+enum class ScaleType : std::uint8_t {
+  float32,
+  float16,
+  factored,  // int8, times a float16 that 256 of the depth share
+};
+constexpr int factor_span = 256;
+constexpr int bytes_of(ScaleType type) {
+  return type == ScaleType::float32 ? 4 : type == ScaleType::float16 ? 2 : 1;
+}
+
 // Weights [num_columns, depth] of a product: rows [R, depth] times weights transposed. They are
 // integers of 4 or 8 bits in blocks along the depth; a weight is q * scale + minimum, or
 // (q - zero point) * scale. They lie as the kernels read them, tile after tile:
 //
 //   tile     as many columns of the product as a vector register has integers
+//   span     where scales are factored: the factors of the tile's columns, those of scales and
+//            those of minima, then the blocks of the span
 //   block    scales of the tile's columns, their offsets if any, then the groups of the block
 //   group    32 of the depth (16 in blocks of 16), in quads of four: a quad of every column in
 //            turn. Of 4 bits, the quads of the second half lie above those of the first.
@@ -18,14 +31,14 @@ struct PackedMatrix {
   enum class Offsets : std::uint8_t {
     none,
     zero_points,  // uint8
-    minima,       // float32
+    minima,       // of the scales' type
   };
 
   std::int64_t num_columns = 0;
   std::int64_t depth = 0;
   int bits = 4;
   int block = 32;
-  bool half_scales = false;  // float16; else float32
+  ScaleType scales = ScaleType::float32;
   Offsets offsets = Offsets::none;
   int tile = 0;                       // of the kernel they are packed for
   const std::byte* blocks = nullptr;  // tile by tile, the blocks in turn
@@ -34,10 +47,17 @@ struct PackedMatrix {
   std::int64_t num_blocks() const { return (depth + block - 1) / block; }
   std::int64_t num_groups() const { return num_blocks() * (block / group()); }
   std::int64_t num_tiles() const { return (num_columns + tile - 1) / tile; }
+  std::int64_t num_spans() const {
+    return scales == ScaleType::factored ? (depth + factor_span - 1) / factor_span : 0;
+  }
+  std::size_t span_header_bytes() const {
+    return static_cast<std::size_t>(tile * (offsets == Offsets::minima ? 4 : 2));
+  }
   std::size_t header_bytes() const {
-    const int offset = offsets == Offsets::none ? 0 : offsets == Offsets::minima ? 4 : 1;
-    return static_cast<std::size_t>(tile) *
-           static_cast<std::size_t>((half_scales ? 2 : 4) + offset);
+    const int offset = offsets == Offsets::minima        ? bytes_of(scales)
+                       : offsets == Offsets::zero_points ? 1
+                                                         : 0;
+    return static_cast<std::size_t>(tile * (bytes_of(scales) + offset));
   }
   std::size_t group_bytes() const {
     return static_cast<std::size_t>(tile) * static_cast<std::size_t>(group() * bits / 8);
@@ -45,7 +65,10 @@ struct PackedMatrix {
   std::size_t block_bytes() const {
     return header_bytes() + static_cast<std::size_t>(block / group()) * group_bytes();
   }
-  std::size_t tile_bytes() const { return static_cast<std::size_t>(num_blocks()) * block_bytes(); }
+  std::size_t tile_bytes() const {
+    return static_cast<std::size_t>(num_spans()) * span_header_bytes() +
+           static_cast<std::size_t>(num_blocks()) * block_bytes();
+  }
   std::size_t bytes() const { return static_cast<std::size_t>(num_tiles()) * tile_bytes(); }
 
   // Of a row in a panel: see MatmulKernel.

@@ -26,6 +26,7 @@ using Ints = std::int32_t __attribute__((vector_size(4 * width)));
 using Bytes = std::uint8_t __attribute__((vector_size(4 * width)));  // four for each column
 using Shorts = std::uint16_t __attribute__((vector_size(4 * width)));
 using Narrow = std::uint8_t __attribute__((vector_size(width)));  // one for each column
+using SignedNarrow = std::int8_t __attribute__((vector_size(width)));
 
 template <class Vector>
 inline Vector load(const void* data) {
@@ -73,6 +74,12 @@ inline Floats load_halves(const std::byte* data) {
   }
   return values;
 #endif
+}
+
+inline Floats load_scales(ScaleType type, const std::byte* data) {
+  if (type == ScaleType::float32) return load<Floats>(data);
+  return type == ScaleType::float16 ? load_halves(data)
+                                    : __builtin_convertvector(load<SignedNarrow>(data), Floats);
 }
 
 inline Bytes low_half(const Bytes& bytes) { return bytes & 0x0F; }
@@ -186,8 +193,11 @@ template <int bits, int quads, bool has_offsets, int rows>
 void multiply_tile(const TileTask& task) {
   constexpr int group_size = 4 * quads;
   const PackedMatrix& weights = task.weights;
-  const bool half_scales = weights.half_scales;
+  const ScaleType type = weights.scales;
   const bool minima = weights.offsets == PackedMatrix::Offsets::minima;
+  const int scale_bytes = width * bytes_of(type);
+  const bool is_factored = type == ScaleType::factored;
+  const int blocks_per_span = factor_span / weights.block;
   const std::int64_t num_blocks = weights.num_blocks();
   const int groups_per_block = weights.block / group_size;
   constexpr float half = 1 << (bits - 1);
@@ -196,14 +206,27 @@ void multiply_tile(const TileTask& task) {
   for (int r = 0; r < rows; ++r) sums[r] = load<Floats>(task.start);
   const std::byte* next = task.blocks;
   const std::byte* panel = task.panel;
+  Floats scale_factors{};
+  Floats minimum_factors{};
   for (std::int64_t b = 0; b < num_blocks; ++b) {
-    const Floats scales = half_scales ? load_halves(next) : load<Floats>(next);
-    next += half_scales ? 2 * width : 4 * width;
+    if (is_factored && (b & (blocks_per_span - 1)) == 0) {
+      scale_factors = load_halves(next);
+      next += 2 * width;
+      if (has_offsets && minima) {
+        minimum_factors = load_halves(next);
+        next += 2 * width;
+      }
+    }
+    Floats scales = load_scales(type, next);
+    next += scale_bytes;
+    if (is_factored) scales *= scale_factors;
     Floats offsets{};
     if constexpr (has_offsets) {
       if (minima) {
-        offsets = multiply_add(scales, all_of(half), load<Floats>(next));
-        next += 4 * width;
+        Floats minimum = load_scales(type, next);
+        next += scale_bytes;
+        if (is_factored) minimum *= minimum_factors;
+        offsets = multiply_add(scales, all_of(half), minimum);
       } else {
         offsets = scales * (half - __builtin_convertvector(load<Narrow>(next), Floats));
         next += width;

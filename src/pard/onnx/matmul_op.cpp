@@ -27,12 +27,17 @@ constexpr std::int64_t worth_sharing = 1 << 17;  // multiplications
 enum ProductInput : std::size_t {
   rows_input,         // float32 [.., K]
   integers_input,     // uint8 [N, blocks, block * bits / 8]
-  scales_input,       // float32 or float16 [N * blocks]
+  scales_input,       // float32, float16 or, with factors, int8 [N * blocks]
   zero_points_input,  // uint8, packed like the integers
   order_input,        // g_idx: never given
   addends_input,      // float32 [N]
-  minima_input,       // float32 [N * blocks]: an input of ours
+  // Inputs of ours:
+  minima_input,           // as the scales
+  scale_factors_input,    // float16 [N * spans]
+  minimum_factors_input,  // the same
 };
+static_assert(minima_input == first_own_matmul_input);
+static_assert(minimum_factors_input + 1 == matmul_op_inputs);
 
 // A node of a graph.
 struct Product {
@@ -170,15 +175,26 @@ std::unique_ptr<Product> read_product(const MatmulOp& op, const ort::KernelInfo*
   const OpTensor scales = node.constant(scales_input);
   weights.integers = node.bytes("integers", node.constant(integers_input), {u8},
                                 columns * blocks * (weights.block * weights.bits / 8));
-  weights.scales = node.bytes("scales", scales, {f32, f16}, columns * blocks);
-  weights.half_scales = scales.type == f16;
+  const std::int64_t spans = weights.num_spans();
+  if (const OpTensor factors = node.constant(scale_factors_input); factors.data != nullptr) {
+    weights.scale_type = ScaleType::factored;
+    weights.scales = node.bytes("scales", scales, {i8}, columns * blocks);
+    weights.scale_factors = node.bytes("factors of scales", factors, {f16}, columns * spans);
+  } else {
+    weights.scales = node.bytes("scales", scales, {f32, f16}, columns * blocks);
+    weights.scale_type = scales.type == f16 ? ScaleType::float16 : ScaleType::float32;
+  }
   if (const OpTensor points = node.constant(zero_points_input); points.data != nullptr) {
     const std::int64_t bytes = weights.bits == 8 ? blocks : (blocks + 1) / 2;
     weights.zero_points = node.bytes("bytes of zero points", points, {u8}, columns * bytes);
   }
   if (const OpTensor minima = node.constant(minima_input); minima.data != nullptr) {
     if (!weights.zero_points.empty()) node.fail("minima or zero points", "both");
-    weights.minima = node.bytes("minima", minima, {f32}, columns * blocks);
+    weights.minima = node.bytes("minima", minima, {scales.type}, columns * blocks);
+    if (weights.scale_type == ScaleType::factored) {
+      weights.minimum_factors = node.bytes(
+          "factors of minima", node.constant(minimum_factors_input), {f16}, columns * spans);
+    }
   }
   auto kernel = std::make_unique<Product>(Product{.api = op.api});
   if (const OpTensor bias = node.constant(addends_input); bias.data != nullptr) {
@@ -206,7 +222,8 @@ MatmulOp::MatmulOp(const ort::Api& its_api, int its_threads)
   get_input_type = [](const CustomOp*, std::size_t index) {
     if (index == integers_input || index == zero_points_input) return ElementType::u8;
     if (index == order_input) return ElementType::i32;
-    return index == scales_input ? ElementType::unspecified : ElementType::f32;
+    if (index == rows_input || index == addends_input) return ElementType::f32;
+    return index > minima_input ? ElementType::f16 : ElementType::unspecified;
   };
   get_input_presence = [](const CustomOp*, std::size_t index) {
     return index > scales_input ? Presence::optional : Presence::required;

@@ -11,7 +11,8 @@ namespace pard {
 //
 // ONNX Runtime has kernels for one row and for many, which read weights again for every few rows
 // and round otherwise. A row of this one has the same bits whatever is with it.
-constexpr std::size_t matmul_op_inputs = 7;  // rows .. bias of ONNX Runtime's, then minima
+constexpr std::size_t matmul_op_inputs = 9;  // rows .. bias of ONNX Runtime's, then our own
+constexpr std::size_t first_own_matmul_input = 6;
 
 struct MatmulOp : OwnOp {
   MatmulOp(const ort::Api& api, int threads);

@@ -224,8 +224,11 @@ bool are_constants(const ProductInputs& inputs,
   const auto may_be = [&](std::size_t index, ort::ElementType type) {
     return inputs[index].empty() || is(index, {type});
   };
-  return is(1, {u8}) && is(2, {f32, f16}) && may_be(3, u8) && inputs[4].empty() && may_be(5, f32) &&
-         may_be(6, f32);
+  const bool plain = is(1, {u8}) && may_be(3, u8) && inputs[4].empty() && may_be(5, f32);
+  if (!inputs[7].empty()) {
+    return plain && is(2, {i8}) && may_be(6, i8) && is(7, {f16}) && may_be(8, f16);
+  }
+  return plain && is(2, {f32, f16}) && (inputs[6].empty() || is(6, {weights.at(inputs[2])}));
 }
 
 void summarize_graph(Message graph, OnnxFileSummary& summary, int depth);
@@ -292,7 +295,7 @@ void summarize_node(Message node, OnnxFileSummary& summary, int depth,
     if (op_type == "MatMulNBits") {
       summary.products_are_plain &=
           depth == 0 && given[0] <= matmul_op_inputs && is_plain_product(values);
-      summary.products_have_minima |= !inputs.back().empty();
+      summary.products_are_ours |= given[0] > first_own_matmul_input;
       products.push_back(inputs);
     }
   }

@@ -26,7 +26,7 @@ struct OnnxFileSummary {
   // Whether every MatMulNBits is what matmul_op.h computes: float32 rows that may be rounded to 8
   // bits, constant weights of 4 or 8 bits in order; and none lies in a subgraph.
   bool products_are_plain = true;
-  bool products_have_minima = false;  // an input of ours: ONNX Runtime's operator lacks it
+  bool products_are_ours = false;  // they have inputs that ONNX Runtime's operator lacks
 
   // Whether a GroupQueryAttention normalizes queries and keys itself.
   bool attention_normalizes = false;

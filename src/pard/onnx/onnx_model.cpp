@@ -110,7 +110,7 @@ bool uses_own_attention(const FolderContract& contract, const OnnxModelOptions& 
 bool uses_own_matmul(const FolderContract& contract, const OnnxModelOptions& options,
                      const OrtLibrary& library) {
   const bool own = session_options(contract, options).own_matmul;
-  if (!own && contract.file_summary.products_have_minima) {
+  if (!own && contract.file_summary.products_are_ours) {
     throw ModelError(
         {"The products of model '" + contract.name + "' run only in pard-rt's kernels",
          "provider 'cpu', own_matmul = true, and every MatMulNBits with constant "

@@ -69,15 +69,51 @@ T read(std::span<const std::byte> bytes, std::size_t index) {
   return value;
 }
 
-float scale_at(const BlockWeights& weights, std::size_t index) {
-  return weights.half_scales ? from_half(read<std::uint16_t>(weights.scales, index))
-                             : read<float>(weights.scales, index);
+// Whether a test holds for all numbers of a type, tried on up to `threads` threads.
+template <class T, class Test>
+bool all_of(std::span<const std::byte> numbers, int threads, const Test& test) {
+  std::atomic<bool> holds = true;
+  in_parts(static_cast<std::int64_t>(numbers.size() / sizeof(T)), numbers.size(), threads,
+           [&](std::int64_t begin, std::int64_t end) {
+             for (std::int64_t i = begin; i < end && holds; ++i) {
+               if (!test(read<T>(numbers, static_cast<std::size_t>(i)))) holds = false;
+             }
+           });
+  return holds;
 }
 
-bool is_finite(const BlockWeights& weights, std::size_t index) {
-  if (!weights.minima.empty() && !std::isfinite(read<float>(weights.minima, index))) return false;
-  return weights.half_scales ? (read<std::uint16_t>(weights.scales, index) & 0x7C00U) != 0x7C00U
-                             : std::isfinite(read<float>(weights.scales, index));
+// How scales and minima are to be stored: as float16 where they all are.
+ScaleType stored_type(const BlockWeights& weights, int threads) {
+  const auto float_is_finite = [](float value) { return std::isfinite(value); };
+  const auto half_is_finite = [](std::uint16_t half) { return (half & 0x7C00U) != 0x7C00U; };
+  const auto is_half = [](float value) { return as_half(value).has_value(); };
+  const auto all = [&]<class T>(T, std::span<const std::byte> a, std::span<const std::byte> b,
+                                const auto& test) {
+    return all_of<T>(a, threads, test) && all_of<T>(b, threads, test);
+  };
+  bool finite = true;
+  if (weights.scale_type == ScaleType::float32) {
+    if (all(0.0F, weights.scales, weights.minima, is_half)) return ScaleType::float16;
+    finite = all(0.0F, weights.scales, weights.minima, float_is_finite);
+  } else if (weights.scale_type == ScaleType::float16) {
+    finite = all(std::uint16_t{}, weights.scales, weights.minima, half_is_finite);
+  } else {
+    finite = all(std::uint16_t{}, weights.scale_factors, weights.minimum_factors, half_is_finite);
+  }
+  if (!finite) throw std::invalid_argument("a scale or a minimum that is not finite");
+  return weights.scale_type;
+}
+
+// Puts a number, given as one type, where it is stored as another.
+void put(std::span<const std::byte> numbers, ScaleType given, std::size_t index, ScaleType stored,
+         std::byte* out) {
+  if (given == stored) {
+    const auto size = static_cast<std::size_t>(bytes_of(given));
+    std::memcpy(out, numbers.data() + size * index, size);
+  } else {
+    const std::uint16_t half = *as_half(read<float>(numbers, index));
+    std::memcpy(out, &half, sizeof(half));
+  }
 }
 
 using Digest = std::array<std::uint64_t, 2>;
@@ -156,18 +192,7 @@ PackedWeights::PackedWeights(const BlockWeights& weights, const MatmulKernel& ke
     matrix_.offsets = PackedMatrix::Offsets::zero_points;
   }
 
-  const std::int64_t num_scales = weights.num_columns * weights.num_blocks();
-  std::atomic<bool> all_finite = true;
-  std::atomic<bool> all_halves = true;
-  in_parts(num_scales, weights.scales.size(), threads, [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t i = begin; i < end && all_finite; ++i) {
-      const auto index = static_cast<std::size_t>(i);
-      if (!is_finite(weights, index)) all_finite = false;
-      if (all_halves && !as_half(scale_at(weights, index))) all_halves = false;
-    }
-  });
-  if (!all_finite) throw std::invalid_argument("a scale or a minimum that is not finite");
-  matrix_.half_scales = all_halves;
+  matrix_.scales = stored_type(weights, threads);
 
   // Weights are read from end to end in every forward: large pages spare the walks to find them.
   const bool is_large = matrix_.bytes() >= 2 * huge_page;
@@ -195,23 +220,23 @@ void PackedWeights::pack_tile(const BlockWeights& weights, std::int64_t tile) {
   const auto source_group = static_cast<std::size_t>(group * matrix_.bits / 8);
   const std::int64_t first = tile * width;
   const auto columns = static_cast<int>(std::min<std::int64_t>(width, matrix_.num_columns - first));
+  const bool minima = matrix_.offsets == PackedMatrix::Offsets::minima;
+  const auto scale_bytes = static_cast<std::size_t>(bytes_of(matrix_.scales));
+  const std::int64_t blocks_per_span = factor_span / matrix_.block;
   std::byte* block = begin;
   for (std::int64_t b = 0; b < blocks; ++b, block += matrix_.block_bytes()) {
+    if (matrix_.num_spans() > 0 && b % blocks_per_span == 0) {
+      pack_factors(weights, first, columns, b / blocks_per_span, block);
+      block += matrix_.span_header_bytes();
+    }
+    std::byte* const offsets = block + static_cast<std::size_t>(width) * scale_bytes;
     for (int c = 0; c < columns; ++c) {
       const auto column = static_cast<std::size_t>(c);
       const auto index = static_cast<std::size_t>((first + c) * blocks + b);
-      const float scale = scale_at(weights, index);
-      std::byte* offsets = block;
-      if (matrix_.half_scales) {
-        const std::uint16_t half = *as_half(scale);
-        std::memcpy(block + 2 * column, &half, sizeof(half));
-        offsets += 2 * width;
-      } else {
-        std::memcpy(block + 4 * column, &scale, sizeof(scale));
-        offsets += 4 * width;
-      }
-      if (matrix_.offsets == PackedMatrix::Offsets::minima) {
-        std::memcpy(offsets + 4 * column, weights.minima.data() + 4 * index, 4);
+      put(weights.scales, weights.scale_type, index, matrix_.scales, block + column * scale_bytes);
+      if (minima) {
+        put(weights.minima, weights.scale_type, index, matrix_.scales,
+            offsets + column * scale_bytes);
       } else if (matrix_.offsets == PackedMatrix::Offsets::zero_points) {
         offsets[column] = zero_point_at(weights, first + c, b);
       }
@@ -226,9 +251,21 @@ void PackedWeights::pack_tile(const BlockWeights& weights, std::int64_t tile) {
   }
 }
 
+// The factors of a tile's columns for one span: those of scales, then those of minima.
+void PackedWeights::pack_factors(const BlockWeights& weights, std::int64_t first, int columns,
+                                 std::int64_t span, std::byte* out) const {
+  for (const auto factors : {weights.scale_factors, weights.minimum_factors}) {
+    for (int c = 0; c < columns && !factors.empty(); ++c) {
+      const auto index = static_cast<std::size_t>((first + c) * weights.num_spans() + span);
+      std::memcpy(out + 2 * c, factors.data() + 2 * index, 2);
+    }
+    out += 2 * matrix_.tile;
+  }
+}
+
 std::shared_ptr<const PackedWeights> PackedWeights::make(const BlockWeights& weights,
                                                          const MatmulKernel& kernel, int threads) {
-  using Key = std::array<std::uint64_t, 12>;
+  using Key = std::array<std::uint64_t, 11>;
   static std::mutex mutex;
   static std::map<Key, std::weak_ptr<const PackedWeights>> known;
 
@@ -243,20 +280,21 @@ std::shared_ptr<const PackedWeights> PackedWeights::make(const BlockWeights& wei
              }
            });
   const Digest integers = digest_of(std::as_bytes(std::span(digests)));
-  const Digest scales = digest_of(weights.scales);
-  const Digest offsets = digest_of(weights.minima.empty() ? weights.zero_points : weights.minima);
+  const std::array scales{digest_of(weights.scales), digest_of(weights.minima),
+                          digest_of(weights.zero_points), digest_of(weights.scale_factors),
+                          digest_of(weights.minimum_factors)};
+  const Digest others = digest_of(std::as_bytes(std::span(scales)));
   const Key key{static_cast<std::uint64_t>(weights.num_columns),
                 static_cast<std::uint64_t>(weights.depth),
                 static_cast<std::uint64_t>(weights.bits),
                 static_cast<std::uint64_t>(weights.block),
-                weights.minima.size(),
+                static_cast<std::uint64_t>(weights.scale_type),
+                static_cast<std::uint64_t>(weights.minima.empty()),
                 reinterpret_cast<std::uintptr_t>(kernel.multiply),
                 integers[0],
                 integers[1],
-                scales[0],
-                scales[1],
-                offsets[0],
-                offsets[1]};
+                others[0],
+                others[1]};
   const std::scoped_lock lock(mutex);
   std::erase_if(known, [](const auto& entry) { return entry.second.expired(); });
   if (auto shared = known[key].lock()) return shared;

@@ -17,12 +17,16 @@ struct BlockWeights {
   int bits = 4;
   int block = 32;
   std::span<const std::byte> integers{};  // [columns, blocks, block * bits / 8]; the first lowest
-  std::span<const std::byte> scales{};    // [columns, blocks], float32 or float16
+  ScaleType scale_type = ScaleType::float32;
+  std::span<const std::byte> scales{};       // [columns, blocks], of scale_type
+  std::span<const std::byte> minima{};       // the same; not with zero points
   std::span<const std::byte> zero_points{};  // uint8 [columns, blocks], 4 bits packed by column
-  std::span<const std::byte> minima{};       // float32 [columns, blocks]; not with zero points
-  bool half_scales = false;
+  // Of factored scales and minima: float16 [columns, spans].
+  std::span<const std::byte> scale_factors{};
+  std::span<const std::byte> minimum_factors{};
 
   std::int64_t num_blocks() const { return (depth + block - 1) / block; }
+  std::int64_t num_spans() const { return (depth + factor_span - 1) / factor_span; }
 };
 
 // Weights repacked for a kernel, in memory of their own.
@@ -42,6 +46,8 @@ class PackedWeights {
 
  private:
   void pack_tile(const BlockWeights& weights, std::int64_t tile);
+  void pack_factors(const BlockWeights& weights, std::int64_t first, int columns, std::int64_t span,
+                    std::byte* out) const;
 
   PackedMatrix matrix_;
   std::unique_ptr<std::byte, void (*)(std::byte*)> memory_{nullptr, nullptr};
