@@ -306,12 +306,13 @@ def decode_in_turns(
     builder, own = work / f"builder-{weights}", work / f"gqa-{weights}"
 
     def ours(folder: Path, **options: Any) -> OurDecoder:
+        options = {"spinning": False, "own_matmul": False, "own_attention": False, **options}
         return OurDecoder(open_model(folder, threads=threads, **options), prompt, total)
 
     decoders: dict[str, OurDecoder | GenaiDecoder] = {
         GENAI: GenaiDecoder(builder, threads, prompt, total),
         "pard-rt": ours(builder),
-        "pard-rt, own graph": ours(own),
+        "pard-rt, own graph": ours(own, own_matmul=True, own_attention=True),
     }
     if threads > 1:
         decoders["pard-rt, spinning"] = ours(builder, spinning=True)

@@ -153,8 +153,9 @@ def page(found: Json, measured: Sequence[str]) -> str:
             Milliseconds per token after a prompt of {decoding["prompt"]}, {decoding["tokens"]}
             tokens, no draft. *onnxruntime-genai* is its `Generator` over the builder's folder,
             *pard-rt* is `Decoder` over the same folder with `exact=False`, *own graph* that
-            over the gqa export. *exact* is what pard-rt does by default: it runs single rows of a
-            quantized graph as two. *spinning* lets idle threads spin.
+            over the gqa export. All run ONNX Runtime's own products. *exact* pads single rows of a
+            quantized graph to two, as those products need. *spinning* lets the threads of a forward
+            spin, as they do by default.
             """),
         decoding_table(decoding),
         prose("""

@@ -114,7 +114,7 @@ void register_onnx(py::module_& module) {
   py::classh<OnnxModel, Model>(module, "OnnxModel")
       .def(py::init(&open), py::arg("folder"), py::kw_only(), py::arg("provider") = "cpu",
            py::arg("provider_options") = std::map<std::string, std::string>{},
-           py::arg("threads") = 0, py::arg("spinning") = false, py::arg("max_length") = py::none(),
+           py::arg("threads") = 0, py::arg("spinning") = true, py::arg("max_length") = py::none(),
            py::arg("exact") = true, py::arg("own_attention") = true, py::arg("own_matmul") = true,
            py::arg("static_shapes") = py::none(), py::arg("device_memory") = py::none(),
            py::arg("token_bytes") = py::none(), py::arg("is_target") = true,

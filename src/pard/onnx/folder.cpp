@@ -231,7 +231,7 @@ FolderContract parse_pard_contract(std::string_view text, const std::string& fil
   contract.bos_token_id = fields.token("bos_token_id");
   contract.eos_token_ids = fields.tokens("eos_token_ids");
   contract.mask_token_id = fields.token("mask_token_id");
-  contract.weights = one_of(fields, "weights", {"fp32", "fp16", "int8", "int4"});
+  contract.weights = one_of(fields, "weights", {"fp32", "fp16", "int8", "int4", "gguf"});
   contract.requires_own_attention = fields.boolean("requires_own_attention", false);
   if (contract.mask_token_id) {
     check_tokens(fields, "mask_token_id", {&*contract.mask_token_id, 1}, contract.vocab_size);

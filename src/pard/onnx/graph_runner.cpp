@@ -140,7 +140,7 @@ void GraphRunner::run(SequenceCache& cache, const GraphRun& run) {
   } else {
     bind_gqa(cache);
   }
-  session_.run(input_names_, inputs_, output_names_, outputs_);
+  session_.run(input_names_, inputs_, output_names_, outputs_, run.unread_logits);
   if (static_past_) {
     shapes_.insert({past, run.num_rows(), run.num_logits});
   }

@@ -34,8 +34,9 @@ struct GraphRun {
   std::int64_t past_length = 0;
   std::span<const Token> tokens;
   std::int64_t num_padding = 0;
-  std::int64_t num_logits = 0;  // all rows, where the graph cannot be asked for fewer
-  std::byte* logits = nullptr;  // room for [num_logits, vocab_size], in this memory
+  std::int64_t num_logits = 0;     // all rows, where the graph cannot be asked for fewer
+  std::int64_t unread_logits = 0;  // the first so many of them need not be computed
+  std::byte* logits = nullptr;     // room for [num_logits, vocab_size], in this memory
   const Memory* logits_memory = nullptr;
 
   std::int64_t num_rows() const { return static_cast<std::int64_t>(tokens.size()) + num_padding; }

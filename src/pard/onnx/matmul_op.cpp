@@ -7,6 +7,7 @@
 #include <stdexcept>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "matmul_kernel.h"
@@ -42,6 +43,8 @@ static_assert(minimum_factors_input + 1 == matmul_op_inputs);
 // A node of a graph.
 struct Product {
   const ort::Api& api;
+  const MatmulOp& op;
+  bool is_head = false;  // it computes logits
   const MatmulKernel& kernel = matmul_kernel();
   std::shared_ptr<const PackedWeights> weights{};
   std::vector<float> bias{};
@@ -60,7 +63,14 @@ void Product::compute(ort::KernelContext* context) const {
   std::int64_t rows = 1;
   for (std::size_t i = 0; i + 1 < rank; ++i) rows *= shape[i];
   shape[rank - 1] = matrix.num_columns;
-  float* const output = run.output(0, std::span(shape.data(), rank));
+  float* output = run.output(0, std::span(shape.data(), rank));
+  const float* first = input.floats();
+  if (is_head) {
+    const std::int64_t unread = std::min(op.unread_logits, rows);
+    first += unread * matrix.depth;
+    output += unread * matrix.num_columns;
+    rows -= unread;
+  }
   if (rows == 0) return;
 
   // Rows go into panels of nearly the same size, each rounded once for all columns.
@@ -78,7 +88,7 @@ void Product::compute(ort::KernelContext* context) const {
   };
   run.for_each(static_cast<std::size_t>(num_panels), num_panels > 1, [&](std::size_t index) {
     const auto panel = static_cast<std::int64_t>(index);
-    kernel.round_rows(matrix, input.floats() + first_row(panel) * matrix.depth, matrix.depth,
+    kernel.round_rows(matrix, first + first_row(panel) * matrix.depth, matrix.depth,
                       count_of(panel), panel_at(panel));
   });
 
@@ -102,12 +112,13 @@ void Product::compute(ort::KernelContext* context) const {
 class NodeReader {
  public:
   NodeReader(const ort::Api& api, const ort::KernelInfo* info) : api_(api), info_(info) {
-    std::size_t size = 0;
-    ort::Status* status = api_.get_node_name(info_, nullptr, &size);
-    if (status != nullptr) api_.release_status(status);
-    std::string name(size, '\0');
-    check_status(api_, api_.get_node_name(info_, name.data(), &size));
-    name_ = name.c_str();
+    name_ =
+        text([&](char* name, std::size_t* size) { return api_.get_node_name(info_, name, size); });
+  }
+
+  std::string output_name() const {
+    return text(
+        [&](char* name, std::size_t* size) { return api_.get_output_name(info_, 0, name, size); });
   }
 
   std::int64_t attribute(const char* name, std::int64_t otherwise) const {
@@ -152,6 +163,17 @@ class NodeReader {
   }
 
  private:
+  // What a function of the C API writes, which first says how long it is.
+  template <class Get>
+  std::string text(const Get& get) const {
+    std::size_t size = 0;
+    ort::Status* status = get(nullptr, &size);
+    if (status != nullptr) api_.release_status(status);
+    std::string written(size, '\0');
+    check_status(api_, get(written.data(), &size));
+    return written.c_str();
+  }
+
   const ort::Api& api_;
   const ort::KernelInfo* info_;
   std::string name_;
@@ -196,7 +218,8 @@ std::unique_ptr<Product> read_product(const MatmulOp& op, const ort::KernelInfo*
           "factors of minima", node.constant(minimum_factors_input), {f16}, columns * spans);
     }
   }
-  auto kernel = std::make_unique<Product>(Product{.api = op.api});
+  auto kernel = std::make_unique<Product>(
+      Product{.api = op.api, .op = op, .is_head = node.output_name() == op.logits});
   if (const OpTensor bias = node.constant(addends_input); bias.data != nullptr) {
     node.bytes("addends", bias, {f32}, columns);
     kernel->bias.assign(bias.floats(), bias.floats() + columns);
@@ -213,8 +236,8 @@ std::unique_ptr<Product> read_product(const MatmulOp& op, const ort::KernelInfo*
 
 }  // namespace
 
-MatmulOp::MatmulOp(const ort::Api& its_api, int its_threads)
-    : OwnOp(its_api), threads(its_threads) {
+MatmulOp::MatmulOp(const ort::Api& its_api, int its_threads, std::string its_logits)
+    : OwnOp(its_api), threads(its_threads), logits(std::move(its_logits)) {
   using ort::ElementType;
   make_kernels<MatmulOp, read_product>(*this);
   get_name = [](const CustomOp*) { return "MatMulNBits"; };

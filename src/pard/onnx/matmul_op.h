@@ -1,5 +1,8 @@
 #pragma once
 
+#include <cstdint>
+#include <string>
+
 #include "op_run.h"
 
 namespace pard {
@@ -15,8 +18,14 @@ constexpr std::size_t matmul_op_inputs = 9;  // rows .. bias of ONNX Runtime's, 
 constexpr std::size_t first_own_matmul_input = 6;
 
 struct MatmulOp : OwnOp {
-  MatmulOp(const ort::Api& api, int threads);
+  // `logits`: the graph's output of logits.
+  MatmulOp(const ort::Api& api, int threads, std::string logits);
   int threads;  // that pack weights
+  std::string logits;
+
+  // First rows of the coming runs' logits that nobody reads. Where this operator computes logits,
+  // it leaves them as they are.
+  std::int64_t unread_logits = 0;
 };
 
 }  // namespace pard

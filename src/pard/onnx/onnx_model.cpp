@@ -60,7 +60,7 @@ FolderContract open_contract(const std::filesystem::path& folder, const OnnxMode
 }
 
 bool has_integer_weights(const FolderContract& contract) {
-  return contract.weights == "int4" || contract.weights == "int8";
+  return contract.weights == "int4" || contract.weights == "int8" || contract.weights == "gguf";
 }
 
 // ONNX Runtime's integer kernels round activations. The portable form's attention sums in an order
@@ -77,6 +77,7 @@ SessionOptions session_options(const FolderContract& contract, const OnnxModelOp
   session.own_matmul =
       options.own_matmul && session.provider == "cpu" && contract.form == GraphForm::gqa &&
       !contract.file_summary.weight_bits.empty() && contract.file_summary.products_are_plain;
+  session.logits = contract.names.logits;
   return session;
 }
 
@@ -364,7 +365,7 @@ void OnnxModel::plan(const ForwardItem& item) {
     // Padding comes behind the rows wanted, if any are.
     const std::int64_t asked = planned.wanted == 0 ? 0 : planned.wanted + planned.run.num_padding;
     planned.run.num_logits = num_logits_of(planned.run, asked);
-    planned.lead = planned.run.num_logits - asked;
+    planned.lead = planned.run.unread_logits = planned.run.num_logits - asked;
     plan_.push_back(planned);
     begin = end;
   }

@@ -68,6 +68,7 @@ Api load_api(const void* const* table) {
   slot(api.update_cuda_options, 206);
   slot(api.release_cuda_options, 208);
   slot(api.append_provider, 216);
+  slot(api.get_output_name, 233);
   slot(api.get_node_name, 244);
   slot(api.get_constant_input, 249);
   slot(api.parallel_for, 274);

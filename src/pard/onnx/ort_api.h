@@ -74,6 +74,7 @@ struct Api {
   Status* (*get_kernel_output)(KernelContext*, std::size_t, const std::int64_t* shape,
                                std::size_t rank, Value**);
   Status* (*get_node_name)(const KernelInfo*, char* name, std::size_t* size);
+  Status* (*get_output_name)(const KernelInfo*, std::size_t, char* name, std::size_t* size);
   Status* (*get_constant_input)(const KernelInfo*, std::size_t, int* is_constant, const Value**);
   void (*release_env)(Env*);
   void (*release_status)(Status*);

@@ -40,10 +40,12 @@ struct KeysAndValues {
   std::vector<const char*> values;
 };
 
+}  // namespace
+
 // Operators of ours, and the domain a session looks for them in.
-struct OwnOps {
+struct Session::OwnOps {
   OwnOps(const OrtLibrary& library, const SessionOptions& options)
-      : attention(library.api()), matmul(library.api(), options.intra_op_threads) {
+      : attention(library.api()), matmul(library.api(), options.intra_op_threads, options.logits) {
     if (options.own_attention) used.push_back(&attention);
     if (options.own_matmul) used.push_back(&matmul);
     ort::CustomOpDomain* raw = nullptr;
@@ -67,8 +69,6 @@ struct OwnOps {
   std::vector<const OwnOp*> used;
   ort::Handle<ort::CustomOpDomain> domain{nullptr, nullptr};
 };
-
-}  // namespace
 
 Session::Session(std::shared_ptr<const OrtLibrary> library, const std::filesystem::path& graph,
                  const SessionOptions& options)
@@ -102,7 +102,7 @@ void Session::open(const SessionOptions& options, const std::string& what, const
   check(api.set_intra_op_num_threads(raw, options.intra_op_threads));
   const char* spinning = options.spinning ? "1" : "0";
   check(api.add_session_config_entry(raw, "session.intra_op.allow_spinning", spinning));
-  // Of a draft and a target only one runs at a time: its threads must not spin into the other's.
+  // Idle threads leave the processor to others: to those of a draft or a target, to begin with.
   check(api.add_session_config_entry(raw, "session.force_spinning_stop", spinning));
   // Constants are folded at load however large they are: by default not where it makes a gigabyte,
   // and weights stored in another type would be converted anew in every forward.
@@ -112,13 +112,13 @@ void Session::open(const SessionOptions& options, const std::string& what, const
     check(api.add_session_config_entry(raw, "session.disable_quant_qdq", "1"));
   }
   append_provider(raw, options);
-  const auto own_ops = std::make_shared<const OwnOps>(*library_, options);
-  if (!own_ops->used.empty()) check(api.add_custom_op_domain(raw, own_ops->domain.get()));
+  own_ops_ = std::make_shared<OwnOps>(*library_, options);
+  if (!own_ops_->used.empty()) check(api.add_custom_op_domain(raw, own_ops_->domain.get()));
 
   ort::Session* session = nullptr;
   ort::Status* const status = create(raw, &session);
   try {
-    own_ops->rethrow();
+    own_ops_->rethrow();
   } catch (const Error&) {
     api.release_status(status);
     throw;
@@ -132,8 +132,9 @@ void Session::open(const SessionOptions& options, const std::string& what, const
   library_->check(status, what,
                   "A graph newer than the runtime needs: pip install -U onnxruntime.");
   // The library outlives its session, and so do operators.
-  session_ = {session,
-              [kept = library_, own_ops](ort::Session* s) { kept->api().release_session(s); }};
+  session_ = {session, [kept = library_, own_ops = own_ops_](ort::Session* s) {
+                kept->api().release_session(s);
+              }};
 }
 
 void Session::append_provider(ort::SessionOptions* session_options,
@@ -186,8 +187,9 @@ ort::Handle<ort::Value> Session::tensor(const Memory& memory, void* data, ort::E
 
 void Session::run(std::span<const char* const> input_names,
                   std::span<const ort::Value* const> inputs,
-                  std::span<const char* const> output_names,
-                  std::span<ort::Value* const> outputs) const {
+                  std::span<const char* const> output_names, std::span<ort::Value* const> outputs,
+                  std::int64_t unread_logits) const {
+  own_ops_->matmul.unread_logits = unread_logits;
   // The C API takes the array of outputs as one it may fill; it fills only places that are null.
   library_->check(library_->api().run(session_.get(), nullptr, input_names.data(), inputs.data(),
                                       inputs.size(), output_names.data(), outputs.size(),

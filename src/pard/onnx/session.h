@@ -22,7 +22,7 @@ struct SessionOptions {
   std::string provider = "cpu";                         // cpu, cuda, migraphx, rocm
   std::map<std::string, std::string> provider_options;  // ONNX Runtime's own keys for it
   int intra_op_threads = 0;  // threads of one forward; 0: one for every physical core
-  bool spinning = false;     // threads wait by spinning: for machines with nothing else to do
+  bool spinning = true;      // threads of a forward wait by spinning, and sleep after it
 
   // Weights behind DequantizeLinear become floats on opening, and no integer kernel takes them.
   bool dequantize_weights = false;
@@ -30,6 +30,7 @@ struct SessionOptions {
   // GroupQueryAttention is computed by attention_op.h, MatMulNBits by matmul_op.h.
   bool own_attention = false;
   bool own_matmul = false;
+  std::string logits = "logits";  // the graph's output of logits
 
   int device_id() const;  // of the provider's options; 0 where they do not say
 };
@@ -66,17 +67,21 @@ class Session {
     return tensor(memory, data, type, std::span(shape.begin(), shape.size()));
   }
 
-  // Outputs are written where their tensors say.
+  // Outputs are written where their tensors say. The first `unread_logits` rows of logits may be
+  // left as they are.
   void run(std::span<const char* const> input_names, std::span<const ort::Value* const> inputs,
-           std::span<const char* const> output_names, std::span<ort::Value* const> outputs) const;
+           std::span<const char* const> output_names, std::span<ort::Value* const> outputs,
+           std::int64_t unread_logits = 0) const;
 
  private:
+  struct OwnOps;
   using Create = std::function<ort::Status*(const ort::SessionOptions*, ort::Session**)>;
 
   void open(const SessionOptions& options, const std::string& what, const Create& create);
   void append_provider(ort::SessionOptions* session_options, const SessionOptions& options) const;
 
   std::shared_ptr<const OrtLibrary> library_;
+  std::shared_ptr<OwnOps> own_ops_;
   std::shared_ptr<ort::Session> session_;
 };
 

@@ -1,0 +1,371 @@
+"""How fast published models decode on a CPU: pard-rt beside other engines, in one run.
+
+Every engine is a process of its own, in an environment of its own, and waits while others run. They
+take turns prompt by prompt, in an order drawn anew every time, so a busy machine slows all alike;
+what counts is ratios. `--venvs` is where the environments are made; those that are there are kept.
+
+    python tests/python/published_models.py all
+    python benchmarks/cpu_peers.py --prompts humaneval.jsonl --out docs/benchmarks/cpu-peers.json
+
+Leave the machine alone meanwhile. `--only smollm2` measures one set again, `--page-only` writes the
+page again. Folders are exported to `--work` and kept; remove them after a change to the exporter.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import subprocess
+import sys
+import venv
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+import pard_rt
+from cpu_peers_page import page, plot
+from onnx_models import machine
+
+Json = dict[str, Any]
+ROWS = (1, 2, 5, 9, 17, 512)
+TOKENS = 96
+OWN = "pard-rt"
+
+# Packages of the environments; pard-rt's own has none to add.
+ENVIRONMENTS = {
+    "llama.cpp": ["xllamacpp==2026.10.11549"],
+    "openvino": ["openvino-genai==2026.4.1"],
+    "pace": ["torch==2.13.0", "amd-pace==1.3.0"],
+}
+PUBLISHED = Path(__file__).parents[1] / "build" / "published"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An engine with weights, and maybe a draft."""
+
+    engine: str
+    weights: str
+    k: int = 0  # proposals of a classic draft; 0: none
+    options: Json = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """What the entry is called in results."""
+        return f"{self.engine} {self.weights}" + (f" K={self.k}" if self.k else "")
+
+
+@dataclass(frozen=True)
+class Set:
+    """Engines that are compared over one model."""
+
+    target: str
+    threads: int
+    file_weights: str  # of the GGUF file
+    draft: str = ""
+
+    def entries(self) -> list[Entry]:
+        """Everything that runs."""
+        file = self.file_weights
+        plain = [Entry(OWN, "int4"), Entry(OWN, "int8"), Entry(OWN, file)]
+        plain += [Entry("onnxruntime", "int4"), Entry("onnxruntime", "int8")]
+        plain += [Entry("llama.cpp", file), Entry("openvino", file), Entry("genai", "int4")]
+        plain += [Entry("pace", "bf16"), Entry("transformers", "bf16")]
+        if not self.draft:
+            return plain
+        drafted = [Entry(OWN, "int4", k) for k in (2, 3, 4, 6, 8)] + [Entry(OWN, file, 4)]
+        return plain + drafted + [Entry("llama.cpp", file, k) for k in (2, 4)]
+
+
+SETS = {
+    "smollm2": Set("smollm2", 1, "Q4_1"),
+    "qwen1.5b": Set("qwen1.5b", 2, "Q4_K_M", "qwen0.5b"),
+}
+
+
+# Models ------------------------------------------------------------------------------------------
+
+
+def folder_of(engine: str, model: str, weights: str, work: Path) -> Path:
+    """Return what an engine opens, made if it is not there."""
+    checkpoint, file = PUBLISHED / model, PUBLISHED / f"{model}.gguf"
+    if engine in ("llama.cpp", "openvino"):
+        return file
+    if engine in ("pace", "transformers"):
+        return checkpoint
+    out = work / f"{model}.{'genai' if engine == 'genai' else 'pard'}.{weights}"
+    if out.exists():
+        return out
+    say(f"makes {out.name}")
+    if engine == "genai":
+        builder = [sys.executable, "-m", "onnxruntime_genai.models.builder"]
+        builder += ["-i", str(checkpoint), "-o", str(out), "-p", weights, "-e", "cpu"]
+        builder += ["-c", str(work / "genai"), "--extra_options", "int4_accuracy_level=4"]
+        subprocess.run(builder, check=True, stdout=subprocess.DEVNULL)
+    elif weights in ("int4", "int8"):
+        pard_rt.export(checkpoint, out, weights=weights)
+    else:
+        pard_rt.export(file, out)
+    return out
+
+
+def perplexity(folder: Path, ids: list[int], window: int = 512, skipped: int = 32) -> float:
+    """Return exp of the mean surprise of the tokens of a text, read in windows."""
+    model = pard_rt.OnnxModel(folder, exact=False)
+    total, count = 0.0, 0
+    for begin in range(0, len(ids) - window, window):
+        tokens = ids[begin : begin + window]
+        item = pard_rt.ForwardItem(sequence=0, past_length=0, tokens=tokens, num_rows=window)
+        logits = np.from_dlpack(model.forward([item]))[skipped:-1].astype(np.float64)
+        top = logits.max(-1)
+        sums = top + np.log(np.exp(logits - top[:, None]).sum(-1))
+        total += float((sums - logits[np.arange(len(logits)), tokens[skipped + 1 :]]).sum())
+        count += len(logits)
+    return float(np.exp(total / count))
+
+
+def bits_per_weight(engine: str, source: Path, parameters: int) -> float:
+    """Return the bits of a file, or of the matrices that a forward reads, for every parameter."""
+    if engine == "bf16":
+        return 16.0
+    if source.suffix == ".gguf":
+        return 8 * source.stat().st_size / parameters
+    return 8 * (product_bytes(source)) / parameters
+
+
+def product_bytes(folder: Path) -> int:
+    """Return the bytes of the inputs of a graph's MatMulNBits."""
+    import onnx
+
+    graph = onnx.load(folder / "model.onnx", load_external_data=False).graph
+    tensors = {tensor.name: tensor for tensor in graph.initializer}
+    names = {
+        name
+        for node in graph.node
+        if node.op_type == "MatMulNBits"
+        for name in node.input[1:]
+        if name in tensors
+    }
+    sizes = {onnx.TensorProto.FLOAT: 4, onnx.TensorProto.FLOAT16: 2}
+    return sum(
+        int(np.prod(tensors[name].dims)) * sizes.get(tensors[name].data_type, 1) for name in names
+    )
+
+
+# Engines -----------------------------------------------------------------------------------------
+
+
+class Peer:
+    """An engine in its process."""
+
+    def __init__(self, python: str, engine: str, options: Json) -> None:
+        script = Path(__file__).with_name("cpu_peer.py")
+        environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false"}
+        if engine not in ("pace", "transformers"):
+            environment["OMP_NUM_THREADS"] = "1"
+        else:
+            environment["OMP_NUM_THREADS"] = str(options["threads"])
+        self._process = subprocess.Popen(
+            [python, str(script), engine, json.dumps(options)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=environment,
+        )
+        self._answer()
+
+    def ask(self, what: str, **arguments: Any) -> Any:
+        """Return the answer to a request; None where the engine has none."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps({"do": what, **arguments}) + "\n")
+        self._process.stdin.flush()
+        return self._answer()["result"]
+
+    def _answer(self) -> Json:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"the engine ended: {self._process.args}")
+        answer: Json = json.loads(line)
+        return answer
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.kill()
+        self._process.wait()
+
+
+def python_of(engine: str, venvs: Path) -> str:
+    """Return the interpreter of an engine's environment, made if it is not there."""
+    if engine not in ENVIRONMENTS:
+        return sys.executable
+    python = venvs / engine / "bin" / "python"
+    if not python.exists():
+        venv.create(venvs / engine, with_pip=True)
+    for package in ["numpy", *ENVIRONMENTS[engine]]:
+        install = [str(python), "-m", "pip", "install", "--quiet", "--only-binary", ":all:"]
+        subprocess.run([*install, package], check=True)
+    return str(python)
+
+
+@contextmanager
+def opened(entries: Iterable[Entry], chosen: Set, work: Path, venvs: Path) -> Iterator[Any]:
+    """Start engines; those that do not start are left out, with a word."""
+    with ExitStack() as stack:
+        peers = {}
+        for entry in entries:
+            options: Json = {"threads": chosen.threads}
+            options["model"] = str(folder_of(entry.engine, chosen.target, entry.weights, work))
+            if entry.k:
+                draft_weights = "int4" if entry.engine == OWN else chosen.file_weights
+                draft = folder_of(entry.engine, chosen.draft, draft_weights, work)
+                options |= {"draft": str(draft), "k": entry.k}
+            try:
+                peers[entry] = Peer(python_of(entry.engine, venvs), entry.engine, options)
+            except (RuntimeError, subprocess.CalledProcessError) as error:
+                say(f"leaves out {entry.name}: {error}")
+                continue
+            stack.callback(peers[entry].close)
+        yield peers
+
+
+# Measurements ------------------------------------------------------------------------------------
+
+
+def measure(chosen: Set, prompts: list[str], work: Path, venvs: Path) -> Json:
+    """Let the engines of a set take turns."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(PUBLISHED / chosen.target)
+    chats = [
+        tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt}], add_generation_prompt=True, tokenize=False
+        )
+        for prompt in prompts
+    ]
+    order = random.Random(0)
+    found: dict[str, Json] = {}
+    bandwidth: list[float] = []
+    entries = chosen.entries()
+    for entry in entries:
+        folder_of(entry.engine, chosen.target, entry.weights, work)
+    memory = Peer(sys.executable, "memory", {"threads": chosen.threads})
+    with opened(entries, chosen, work, venvs) as peers:
+        names = list(peers)
+        for entry in names:
+            found[entry.name] = {
+                "engine": entry.engine,
+                "weights": entry.weights,
+                "k": entry.k,
+                "tokens_per_second": [],
+                "rows": {str(rows): [] for rows in ROWS},
+                "ids": [],
+            }
+        for turn, text in enumerate(chats):
+            ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+            bandwidth.append(
+                memory.ask("generate", prompt=[], text="", tokens=0)["bytes_per_second"]
+            )
+            order.shuffle(names)
+            for entry in names:
+                answer = peers[entry].ask("generate", prompt=ids, text=text, tokens=TOKENS)
+                if answer is not None:
+                    took = answer["seconds"] - answer["first"]
+                    speed = (answer["tokens"] - 1) / took
+                    found[entry.name]["tokens_per_second"].append(round(speed, 2))
+                    found[entry.name]["ids"].append(answer.get("ids"))
+            say(f"prompt {turn + 1} of {len(chats)}")
+        for turn in range(9):
+            for rows in ROWS if turn < 3 else ROWS[:-1]:
+                order.shuffle(names)
+                for entry in names:
+                    took = None if entry.k else peers[entry].ask("rows", count=rows)
+                    if took is not None:
+                        found[entry.name]["rows"][str(rows)].append(round(took, 2))
+        for entry in names:
+            found[entry.name] |= peers[entry].ask("memory")
+    memory.close()
+    plain = {name: each["ids"] for name, each in found.items() if not each["k"]}
+    for each in found.values():
+        of = plain[f"{each['engine']} {each['weights']}"]
+        each["same_text"] = sum(a == b for a, b in zip(each.pop("ids"), of, strict=True))
+    return {
+        "entries": found,
+        "threads": chosen.threads,
+        "prompts": len(chats),
+        "bytes_per_second": round(median(bandwidth)),
+        "machine": machine(),
+        "load": os.getloadavg()[0],
+    }
+
+
+def describe(chosen: Set, text: str, work: Path) -> Json:
+    """Return bits per weight and perplexity of the weights of a set."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    ids = AutoTokenizer.from_pretrained(PUBLISHED / chosen.target)(text)["input_ids"][: 8 * 512 + 1]
+    with torch.device("meta"):
+        config = AutoConfig.from_pretrained(PUBLISHED / chosen.target)
+        parameters = sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
+    described = {}
+    for engine, weights in [
+        (OWN, "int4"),
+        (OWN, "int8"),
+        (OWN, chosen.file_weights),
+        ("genai", "int4"),
+    ]:
+        folder = folder_of(engine, chosen.target, weights, work)
+        described[f"{engine} {weights}"] = {
+            "bits": round(bits_per_weight(engine, folder, parameters), 2),
+            "perplexity": round(perplexity(folder, ids), 3),
+        }
+    file = PUBLISHED / f"{chosen.target}.gguf"
+    described["file"] = {"bits": round(8 * file.stat().st_size / parameters, 2)}
+    return {"parameters": parameters, "weights": described}
+
+
+def say(text: str) -> None:
+    """Print a line of progress."""
+    print(f"[load {os.getloadavg()[0]:.1f}] {text}", flush=True)
+
+
+def main() -> None:
+    """Measure, and write the numbers, the page and the plot."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, required=True, help="JSON; page and plot lie beside it")
+    parser.add_argument("--prompts", type=Path, help='lines of {"prompt": ".."}')
+    parser.add_argument("--num-prompts", type=int, default=9)
+    parser.add_argument("--work", type=Path, default=PUBLISHED.parent / "cpu_peers")
+    parser.add_argument("--venvs", type=Path, default=PUBLISHED.parent / "cpu_peers" / "venvs")
+    parser.add_argument("--only", choices=SETS, help="measure one set again")
+    parser.add_argument("--page-only", action="store_true")
+    arguments = parser.parse_args()
+    found = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
+    if not arguments.page_only:
+        lines = arguments.prompts.read_text("utf-8").splitlines()
+        prompts = [json.loads(line)["prompt"] for line in lines]
+        for name, chosen in SETS.items():
+            if arguments.only in (None, name):
+                about = describe(chosen, "\n\n".join(prompts), arguments.work)
+                measured = measure(
+                    chosen, prompts[: arguments.num_prompts], arguments.work, arguments.venvs
+                )
+                found[name] = about | measured
+                arguments.out.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+    arguments.out.with_suffix(".md").write_text(page(found), "utf-8")
+    plot(found, arguments.out.with_suffix(".svg"))
+
+
+if __name__ == "__main__":
+    main()
