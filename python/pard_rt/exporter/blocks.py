@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -58,7 +58,15 @@ class Blocks:
 
     def rows(self, order: Array) -> Blocks:
         """Return some rows, in some order."""
-        return self._each(lambda array: array[order])
+        return self.changed(lambda name: getattr(self, name)[order])
+
+    def changed(self, change: Callable[[str], Array]) -> Blocks:
+        """Return blocks whose arrays are what `change` makes of their names."""
+        names = [field.name for field in fields(self)]
+        arrays: dict[str, Any] = {
+            name: change(name) for name in names if isinstance(getattr(self, name), np.ndarray)
+        }
+        return replace(self, **arrays)
 
     def dequantize(self) -> Array:
         """Return the matrix, float32 [N, K], as q * scale + minimum."""
@@ -81,23 +89,10 @@ class Blocks:
         spread = np.repeat(factors.astype(np.float32), SPAN // self.block, axis=1)
         return np.asarray(floats * spread[:, : floats.shape[1]])
 
-    def _each(self, change: Any) -> Blocks:
-        given = {field.name: getattr(self, field.name) for field in fields(self)}
-        return Blocks(
-            **{k: change(v) if isinstance(v, np.ndarray) else v for k, v in given.items()}
-        )
-
 
 def side_by_side(parts: Sequence[Blocks]) -> Blocks:
     """Return the rows of matrices of one kind, one matrix after the other."""
-    first = parts[0]
-    joined = {
-        field.name: np.concatenate([getattr(part, field.name) for part in parts])
-        if isinstance(getattr(first, field.name), np.ndarray)
-        else getattr(first, field.name)
-        for field in fields(first)
-    }
-    return Blocks(**joined)
+    return parts[0].changed(lambda name: np.concatenate([getattr(part, name) for part in parts]))
 
 
 def pack_nibbles(numbers: Array) -> Array:

@@ -33,20 +33,16 @@ def multiplied_in_blocks(module: nn.Module, blocks: Mapping[str, Blocks]) -> Ite
 
 
 def _product(part: nn.Module, blocks: Blocks) -> Callable[[Tensor], Tensor]:
-    numbers = [
-        None if array is None else torch.from_numpy(np.ascontiguousarray(array))
-        for array in (blocks.integers, blocks.scales, blocks.minima, *blocks.factors)
-    ]
-    integers, scales, *others = numbers
-    assert scales is not None
-    columns = scales.shape[0]
-    while others and others[-1] is None:
-        others.pop()
+    columns = len(blocks.scales)
+    arrays = [blocks.integers, blocks.scales.reshape(-1), blocks.minima, *blocks.factors]
+    integers, scales, *others = (
+        None if array is None else torch.from_numpy(np.ascontiguousarray(array)) for array in arrays
+    )
     bias: Any = part.bias
-    given = [integers, scales.reshape(-1), None, None, bias, *others]
+    given = [integers, scales, None, None, bias, *others]
     while given[-1] is None:
         given.pop()
-    attributes = {"N": columns, "K": blocks.depth, "bits": blocks.bits}
+    attributes: dict[str, Any] = {"N": columns, "K": blocks.depth, "bits": blocks.bits}
     attributes |= {"block_size": blocks.block, "accuracy_level": ACCURACY_LEVEL}
     return lambda x: symbolic(
         "com.microsoft::MatMulNBits",

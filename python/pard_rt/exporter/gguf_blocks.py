@@ -47,9 +47,7 @@ def _bits_of(words: Array) -> Array:
 
 
 def _q4_0(data: Array, depth: int) -> Blocks:
-    return Blocks(
-        4, 32, depth, pack_nibbles(_halves_of_bytes(data[..., 2:])), _half(data[..., :2])
-    )
+    return Blocks(4, 32, depth, pack_nibbles(_halves_of_bytes(data[..., 2:])), _half(data[..., :2]))
 
 
 def _q4_1(data: Array, depth: int) -> Blocks:

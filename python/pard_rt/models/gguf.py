@@ -33,12 +33,12 @@ def load_gguf(file: Path, options: OpenOptions) -> LoadedModel:
     RuntimeMissingError
         The package gguf is missing.
     """
-    missing = [name for name in ("gguf", "accelerate") if find_spec(name) is None]
-    if missing:
+    absent = [name for name in ("gguf", "accelerate") if find_spec(name) is None]
+    if absent:
         raise RuntimeMissingError(
             "GGUF files are read with packages that are not installed",
             "gguf and accelerate",
-            f"no {' and no '.join(missing)}",
+            f"no {' and no '.join(absent)}",
             "Run: pip install 'pard-rt[export]'.",
         )
     where: dict[str, Any] = {"gguf_file": file.name}
@@ -46,9 +46,10 @@ def load_gguf(file: Path, options: OpenOptions) -> LoadedModel:
     try:
         config = AutoConfig.from_pretrained(file.parent, **where)
         tokenizer = AutoTokenizer.from_pretrained(file.parent, **where)
-        module, report = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             file.parent, config=config, dtype=dtype, output_loading_info=True, **where
         )
+        module, report = loaded
     except MemoryError:
         raise
     except Exception as error:  # every malformed field fails in its own way
