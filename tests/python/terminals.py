@@ -51,7 +51,9 @@ class Terminal:
                 self.type(keys)
                 again, left = time.monotonic() + 1, 1
             if select.select([self._end], [], [], left)[0]:
-                self.shown += self._receive()
+                if not (come := self._receive()):
+                    break
+                self.shown += come
         self.read_until(text)
 
     def read_more_than(self, count: int) -> None:

@@ -6,9 +6,11 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from chat_models import make_chat_model
@@ -150,6 +152,20 @@ def test_ctrl_c_stops_an_answer_and_not_the_program(long_talker: Path) -> None:
             terminal.read_until("/reset forgets the conversation so far\n> ")
             terminal.type("/reset\n")
             terminal.read_until("/reset\n> ")
+        terminal.type("/exit\n")
+        assert terminal.status() == 0
+
+
+def test_ctrl_c_pressed_twice_does_not_end_the_program_either(talker: Path) -> None:
+    gaps = np.random.default_rng(0).uniform(0, 0.0005, 40)
+    with at_a_terminal(command(talker, *PLAIN)) as terminal:
+        terminal.read_until("\n> ")
+        for gap in gaps:
+            terminal.type("\x03")
+            time.sleep(gap)
+            terminal.type("\x03")
+            time.sleep(0.05)
+        terminal.insist("/help\n", "/exit ")
         terminal.type("/exit\n")
         assert terminal.status() == 0
 

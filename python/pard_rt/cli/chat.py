@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import signal
 import sys
 from dataclasses import dataclass
+from typing import Any
 
 from pard_rt.cli.output import paint, print_error
 from pard_rt.cli.texts import open_generator, options_of, print_pieces, print_stats, text_of_stdin
@@ -39,6 +41,25 @@ def run_chat(arguments: argparse.Namespace) -> int:
     return chat.status
 
 
+class _CtrlC:
+    """Makes Ctrl-C raise KeyboardInterrupt within its blocks, once in each, and nowhere else.
+
+    A second Ctrl-C that is pressed while the first is handled would end the program. Within
+    input() it even makes Python raise a SystemError.
+    """
+
+    def __enter__(self) -> None:
+        signal.signal(signal.SIGINT, self._interrupt)
+
+    def __exit__(self, *_: Any) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    @staticmethod
+    def _interrupt(*_: Any) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+
 @dataclass(frozen=True)
 class _Typed:
     text: str
@@ -61,6 +82,7 @@ class _Chat:
             with contextlib.suppress(ImportError):
                 import readline  # noqa: F401  (edits the lines of input())
             print(paint(f"{arguments.target}: /help lists the commands", "note"))
+        self._ctrl_c = _CtrlC() if self.is_watched else contextlib.nullcontext()
 
     def read(self) -> _Typed:
         """Read a message or a command; EOFError where the input ends."""
@@ -82,7 +104,8 @@ class _Chat:
         return lines
 
     def _read_line(self, prompt: str) -> str:
-        return text_of_stdin(lambda: input(prompt if self.is_watched else ""))
+        with self._ctrl_c:
+            return text_of_stdin(lambda: input(prompt if self.is_watched else ""))
 
     def take(self, typed: _Typed) -> None:
         """Do what was typed."""
@@ -107,14 +130,16 @@ class _Chat:
         message = {"role": "user", "content": text}
         system = [] if self._system is None else [{"role": "system", "content": self._system}]
         try:
-            stream = self._generator.stream_chat(
-                [*system, *self._said, message],
-                template_options=self._arguments.template_options,
-                **options_of(self._arguments),
-            )
+            with self._ctrl_c:
+                stream = self._generator.stream_chat(
+                    [*system, *self._said, message],
+                    template_options=self._arguments.template_options,
+                    **options_of(self._arguments),
+                )
             with stream:
                 try:
-                    print_pieces(stream)
+                    with self._ctrl_c:
+                        print_pieces(stream)
                 except KeyboardInterrupt:
                     if not self.is_watched:
                         raise
