@@ -61,9 +61,8 @@ class Pard(Engine):
         import pard_rt
 
         self._pard_rt = pard_rt
-        self._generator = pard_rt.Generator(
-            model, draft=draft, num_speculative_tokens=k if draft else None, threads=threads
-        )
+        drafting: Json = {"draft": draft, "num_speculative_tokens": k} if draft else {}
+        self._generator = pard_rt.Generator(model, threads=threads, **drafting)
         self._folder, self._threads = model, threads
         self._model: Any = None
 
@@ -131,11 +130,11 @@ class LlamaCpp(Engine):
         return json.loads(answer) if isinstance(answer, str) else answer
 
     def run(self, prompt: list[int], text: str, tokens: int) -> Json:
-        answer = self._complete(prompt, tokens, return_tokens=True)
+        answer = self._complete(prompt, tokens)
         timings = answer["timings"]
         return {
             "tokens": timings["predicted_n"],
-            "ids": answer.get("tokens"),
+            "ids": answer["choices"][0]["text"],
             "accepted": timings.get("draft_n_accepted"),
         }
 
@@ -284,6 +283,8 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # engines print what they like
     engine = ENGINES[sys.argv[1]](**json.loads(sys.argv[2]))
+    if not isinstance(engine, OnnxRuntime):
+        engine.generate([1, 2, 3], "hello", 2)
     print(json.dumps({"ready": True}), file=answers, flush=True)
     for line in sys.stdin:
         request = json.loads(line)
