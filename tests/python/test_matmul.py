@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -186,6 +188,49 @@ def test_weights_that_do_not_fit_are_refused_by_the_node_s_name(
         broken = changed(folder, tmp_path / change.__name__, change)
         with pytest.raises(pard_rt.FolderError, match=f"'/product/.*'.*{problem}"):
             opened(broken)
+
+
+WITH_LITTLE_MEMORY = """
+import resource, sys
+import pard_rt
+
+small, large, spare = sys.argv[1:]
+pard_rt.OnnxModel(small)  # loads ONNX Runtime
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (int(spare) << 20),) * 2)
+pard_rt.OnnxModel(large, threads=1, probe=False, exact=False)
+"""
+
+
+@pytest.mark.parametrize("spare", [10, 100])  # MiB: too little to read the weights, to repack them
+def test_weights_that_do_not_fit_into_memory_are_a_typed_error(
+    folder: Path, tmp_path: Path, spare: int
+) -> None:
+    columns = 1 << 21
+
+    def widen(graph: onnx.GraphProto, node: onnx.NodeProto) -> None:
+        if node.output[0] != "logits":
+            return
+        rows = next(each.i for each in node.attribute if each.name == "N")
+        for name in node.input[1:]:
+            tensor = weight_of(graph, name)
+            array = onnx.numpy_helper.to_array(tensor)
+            wide = np.resize(array, columns * array.size // rows)
+            shape = (columns, *array.shape[1:]) if array.ndim > 1 else wide.shape
+            tensor.CopyFrom(onnx.numpy_helper.from_array(wide.reshape(shape), name))
+        attributes(N=columns)(graph, node)
+        graph.output[0].type.tensor_type.shape.dim[-1].dim_value = columns
+
+    large = changed(folder, tmp_path / "large", widen)
+    onnx.save(onnx.load(large / "model.onnx"), large / "model.onnx", save_as_external_data=True)
+    contract = json.loads((large / "pard_rt.json").read_text())
+    (large / "pard_rt.json").write_text(json.dumps({**contract, "vocab_size": columns}))
+    ran = subprocess.run(
+        [sys.executable, "-c", WITH_LITTLE_MEMORY, folder, large, str(spare)],
+        capture_output=True,
+        text=True,
+    )
+    assert "ModelError: The weights of a graph do not fit into memory" in ran.stderr, ran.stderr
 
 
 def test_exported_scales_are_float16(folder: Path) -> None:

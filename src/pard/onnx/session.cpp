@@ -2,6 +2,7 @@
 
 #include <charconv>
 #include <string>
+#include <string_view>
 #include <system_error>
 #include <utility>
 
@@ -117,17 +118,24 @@ void Session::open(const SessionOptions& options, const std::string& what, const
 
   ort::Session* session = nullptr;
   ort::Status* const status = create(raw, &session);
+  const auto lacks_memory = [&] {
+    api.release_status(status);
+    return ModelError({"The weights of a graph do not fit into memory", "memory for them",
+                       "none left: could not " + what,
+                       "Close other models, or export with fewer bits (--weights int4)."});
+  };
   try {
     own_ops_->rethrow();
   } catch (const Error&) {
     api.release_status(status);
     throw;
   } catch (const std::bad_alloc&) {
-    api.release_status(status);
-    throw ModelError({"The weights of a graph do not fit into memory", "memory to repack them in",
-                      "none left: could not " + what,
-                      "Close other models, or export with fewer bits (--weights int4)."});
+    throw lacks_memory();
   } catch (const std::exception&) {  // ONNX Runtime's message has it
+  }
+  if (status != nullptr &&
+      std::string_view(api.get_error_message(status)).find("bad_alloc") != std::string_view::npos) {
+    throw lacks_memory();
   }
   library_->check(status, what,
                   "A graph newer than the runtime needs: pip install -U onnxruntime.");
