@@ -83,7 +83,9 @@ inline Floats load_bytes(const std::byte* data) {
 #if defined(__AVX512F__)
   const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(data));
   constexpr bool is_signed = std::is_same_v<Bytes, SignedNarrow>;
-  return _mm512_cvtepi32_ps(is_signed ? _mm512_cvtepi8_epi32(bytes) : _mm512_cvtepu8_epi32(bytes));
+  constexpr __mmask16 all = 0xFFFF;  // the compiler warns of the forms without
+  return _mm512_maskz_cvtepi32_ps(all, is_signed ? _mm512_maskz_cvtepi8_epi32(all, bytes)
+                                                 : _mm512_maskz_cvtepu8_epi32(all, bytes));
 #elif defined(__AVX2__)
   const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(data));
   constexpr bool is_signed = std::is_same_v<Bytes, SignedNarrow>;
