@@ -80,7 +80,7 @@ class Set:
         plain += [Entry("pace", "bf16"), Entry("transformers", "bf16")]
         if not self.draft:
             return plain
-        drafted = [Entry(OWN, "int4", k) for k in (2, 3, 4, 6, 8)] + [Entry(OWN, file, 4)]
+        drafted = [Entry(OWN, "int4", k) for k in (2, 4, 6)] + [Entry(OWN, file, 4)]
         return plain + drafted + [Entry("llama.cpp", file, k) for k in (2, 4)]
 
 

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import shutil
+from collections import Counter
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
+from gguf import GGUFReader
 from transformers import AutoTokenizer
 
 import pard_rt
+from pard_rt.exporter import ExportReport
 from pard_rt.generator import Generator, Method
 from pard_rt.models.checkpoint import LoadedModel
 from pard_rt.models.open import Source
 from pard_rt.text import TokenText
 from published_equality import PROMPTS, Reference, exported, token_ids
+from published_models import gguf_file
 
 MAX_NEW_TOKENS = 64
 ROUNDED = ("qwen1.5b",)  # its float32 folder would take 20 GB to export
@@ -123,3 +129,32 @@ def draft_with(model: Source, plain: Generator, method: Method, k: int) -> Gener
     """
     mask = 0 if method == "pard" else None
     return plain.with_method(method, model, num_speculative_tokens=k, mask_token_id=mask)
+
+
+@pytest.fixture(scope="module")
+def carried(published: Path) -> ExportReport:
+    out = published.with_name(f"{published.name}.carried")
+    shutil.rmtree(out, ignore_errors=True)
+    return pard_rt.export(gguf_file(published.name), out)
+
+
+def test_a_gguf_file_keeps_its_blocks(published: Path, carried: ExportReport) -> None:
+    assert carried.weights == "gguf"
+    assert carried.agreement.kl_divergence < 0.02  # rows are rounded, weights are not
+    graph = onnx.load(carried.folder / "model.onnx", load_external_data=False).graph
+    operators = Counter(node.op_type for node in graph.node)
+    assert operators["MatMul"] == operators["FusedMatMul"] == 0
+    file = GGUFReader(gguf_file(published.name))
+    matrices = [tensor.name for tensor in file.tensors if len(tensor.shape) == 2]
+    is_tied = "output.weight" not in matrices
+    assert operators["MatMulNBits"] == len(matrices) - (0 if is_tied else 1)
+
+
+@pytest.mark.parametrize("k", [1, 8])
+def test_drafting_over_a_gguf_s_blocks_changes_no_text(
+    carried: ExportReport, prompts: list[list[int]], k: int
+) -> None:
+    plain = Generator(carried.folder, threads=1)
+    drafted = Generator(carried.folder, carried.folder, num_speculative_tokens=k, threads=2)
+    expected = token_ids(plain, prompts, MAX_NEW_TOKENS)
+    assert token_ids(drafted, prompts, MAX_NEW_TOKENS, len(prompts)) == expected

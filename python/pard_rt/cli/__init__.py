@@ -329,7 +329,9 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
         "Write a Hugging Face decoder as an ONNX folder, checked against PyTorch before it takes "
         "its name. Needs: pip install 'pard-rt[export]'."
     )
-    parser.add_argument("source", metavar="HF_DIR_OR_ID", help="directory, or id on the hub")
+    parser.add_argument(
+        "source", metavar="MODEL", help="Hugging Face directory, id on the hub, or GGUF file"
+    )
     parser.add_argument("out", metavar="OUT", help="folder to write, new or empty")
     _add_revision(parser, "model")
     _add_trust(parser)
@@ -341,9 +343,9 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--weights",
-        choices=("fp32", "fp16", "int8", "int4"),
-        default="fp32",
-        help="of the matrices (default: fp32); int8 and int4 in blocks",
+        choices=("fp32", "fp16", "int8", "int4", "gguf"),
+        help="of the matrices (default: fp32); int8 and int4 in blocks; gguf, the default for GGUF "
+        "files: their own blocks, for CPUs",
     )
     parser.add_argument(
         "--fp16-files",

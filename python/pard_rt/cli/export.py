@@ -17,7 +17,8 @@ def run_export(arguments: argparse.Namespace) -> int:
             from pard_rt.exporter import export
             from pard_rt.models.checkpoint import hush_transformers
         hush_transformers()
-        shown.text = f"exporting {arguments.source} as {arguments.form}, {arguments.weights}"
+        weights = f", {arguments.weights}" if arguments.weights else ""
+        shown.text = f"exporting {arguments.source} as {arguments.form}{weights}"
         report = export(
             arguments.source,
             arguments.out,
