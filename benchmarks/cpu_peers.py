@@ -22,7 +22,7 @@ import sys
 import venv
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -54,7 +54,6 @@ class Entry:
     engine: str
     weights: str
     k: int = 0  # proposals of a classic draft; 0: none
-    options: Json = field(default_factory=dict)
 
     @property
     def name(self) -> str:
