@@ -282,8 +282,8 @@ def measure(chosen: Set, prompts: list[str], work: Path, venvs: Path) -> Json:
                     found[entry.name]["tokens_per_second"].append(round(speed, 2))
                     found[entry.name]["ids"].append(answer.get("ids"))
             say(f"prompt {turn + 1} of {len(chats)}")
-        for turn in range(9):
-            for rows in ROWS if turn < 3 else ROWS[:-1]:
+        for turn in range(7):
+            for rows in ROWS if turn == 0 else ROWS[:-1]:  # prompts take minutes
                 order.shuffle(names)
                 for entry in names:
                     took = None if entry.k else peers[entry].ask("rows", count=rows)
@@ -311,7 +311,7 @@ def describe(chosen: Set, text: str, work: Path) -> Json:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    ids = AutoTokenizer.from_pretrained(PUBLISHED / chosen.target)(text)["input_ids"][: 8 * 512 + 1]
+    ids = AutoTokenizer.from_pretrained(PUBLISHED / chosen.target)(text)["input_ids"][: 4 * 512 + 1]
     with torch.device("meta"):
         config = AutoConfig.from_pretrained(PUBLISHED / chosen.target)
         parameters = sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
