@@ -234,15 +234,16 @@ class Pace(Engine):
     def __init__(self, model: str, threads: int) -> None:
         import torch
         from pace.llm import KVCacheType, LLMModel, SamplingConfig
+        from transformers import BatchEncoding
 
         torch.set_num_threads(threads)
-        self._torch, self._config = torch, SamplingConfig
+        self._torch, self._config, self._inputs = torch, SamplingConfig, BatchEncoding
         self._model = LLMModel(model, dtype=torch.bfloat16, kv_cache_type=KVCacheType.SLAB_POOL)
 
     def run(self, prompt: list[int], text: str, tokens: int) -> Json:
         ids = self._torch.tensor([prompt])
-        inputs = {"input_ids": ids, "attention_mask": self._torch.ones_like(ids)}
-        config = self._config(max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False)
+        inputs = self._inputs({"input_ids": ids, "attention_mask": self._torch.ones_like(ids)})
+        config = self._config(max_new_tokens=tokens, ignore_eos=True, do_sample=False)
         self._model.generate(inputs, config)
         return {"tokens": tokens}
 
