@@ -201,10 +201,10 @@ class Transformers(Engine):
 
     def __init__(self, model: str, threads: int) -> None:
         import torch
-        from transformers import AutoModelForCausalLM, StaticCache
+        from transformers import AutoModelForCausalLM, DynamicCache
 
         torch.set_num_threads(threads)
-        self._torch, self._cache = torch, StaticCache
+        self._torch, self._cache = torch, DynamicCache
         self._model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16).eval()
 
     def run(self, prompt: list[int], text: str, tokens: int) -> Json:
@@ -219,10 +219,8 @@ class Transformers(Engine):
         return {"tokens": out.shape[1] - len(prompt)}
 
     def rows(self, count: int) -> float | None:
-        from transformers import DynamicCache
-
         ids = self._torch.tensor([[(7919 * i + 13) % 30000 for i in range(PAST + count)]])
-        cache = DynamicCache()
+        cache = self._cache()
         with self._torch.inference_mode():
             self._model(ids[:, :PAST], past_key_values=cache)
             return 1e3 * timed(lambda: self._model(ids[:, PAST:], past_key_values=cache))[0]

@@ -130,15 +130,6 @@ def perplexity(folder: Path, ids: list[int], window: int = 512, skipped: int = 3
     return float(np.exp(total / count))
 
 
-def bits_per_weight(engine: str, source: Path, parameters: int) -> float:
-    """Return the bits of a file, or of the matrices that a forward reads, for every parameter."""
-    if engine == "bf16":
-        return 16.0
-    if source.suffix == ".gguf":
-        return 8 * source.stat().st_size / parameters
-    return 8 * (product_bytes(source)) / parameters
-
-
 def product_bytes(folder: Path) -> int:
     """Return the bytes of the inputs of a graph's MatMulNBits."""
     import onnx
@@ -324,7 +315,7 @@ def describe(chosen: Set, text: str, work: Path) -> Json:
     ]:
         folder = folder_of(engine, chosen.target, weights, work)
         described[f"{engine} {weights}"] = {
-            "bits": round(bits_per_weight(engine, folder, parameters), 2),
+            "bits": round(8 * product_bytes(folder) / parameters, 2),
             "perplexity": round(perplexity(folder, ids), 3),
         }
     file = PUBLISHED / f"{chosen.target}.gguf"

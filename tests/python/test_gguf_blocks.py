@@ -7,7 +7,6 @@ import pytest
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
 
-from pard_rt.exporter.blocks import side_by_side
 from pard_rt.exporter.gguf_blocks import carry_over
 
 # Where the float16 numbers of a block lie.
@@ -42,8 +41,6 @@ def test_blocks_are_worth_what_the_library_says(type_name: str) -> None:
     expected = dequantize(drawn, GGMLQuantizationType[type_name])
     np.testing.assert_array_equal(blocks.dequantize().view(np.uint32), expected.view(np.uint32))
     order = np.array([3, 0, 6])
-    halves = [blocks.rows(order[:1]), blocks.rows(order[1:])]
-    np.testing.assert_array_equal(side_by_side(halves).dequantize(), expected[order])
     np.testing.assert_array_equal(blocks.rows(order).dequantize(), expected[order])
 
 

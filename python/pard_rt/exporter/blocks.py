@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -45,26 +44,17 @@ class Blocks:
     minimum_factors: Array | None = None
 
     @property
-    def kind(self) -> tuple[object, ...]:
-        """What blocks must share to be parts of one matrix."""
-        given = [getattr(self, field.name) for field in fields(self)]
-        arrays = [value.dtype if isinstance(value, np.ndarray) else value for value in given]
-        return tuple(arrays)
-
-    @property
     def factors(self) -> tuple[Array | None, Array | None]:
         """Those of scales and those of minima."""
         return self.scale_factors, self.minimum_factors
 
     def rows(self, order: Array) -> Blocks:
         """Return some rows, in some order."""
-        return self.changed(lambda name: getattr(self, name)[order])
-
-    def changed(self, change: Callable[[str], Array]) -> Blocks:
-        """Return blocks whose arrays are what `change` makes of their names."""
         names = [field.name for field in fields(self)]
         arrays: dict[str, Any] = {
-            name: change(name) for name in names if isinstance(getattr(self, name), np.ndarray)
+            name: getattr(self, name)[order]
+            for name in names
+            if isinstance(getattr(self, name), np.ndarray)
         }
         return replace(self, **arrays)
 
@@ -88,11 +78,6 @@ class Blocks:
             return floats
         spread = np.repeat(factors.astype(np.float32), SPAN // self.block, axis=1)
         return np.asarray(floats * spread[:, : floats.shape[1]])
-
-
-def side_by_side(parts: Sequence[Blocks]) -> Blocks:
-    """Return the rows of matrices of one kind, one matrix after the other."""
-    return parts[0].changed(lambda name: np.concatenate([getattr(part, name) for part in parts]))
 
 
 def pack_nibbles(numbers: Array) -> Array:

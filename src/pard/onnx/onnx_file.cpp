@@ -228,7 +228,8 @@ bool are_constants(const ProductInputs& inputs,
   if (!inputs[7].empty()) {
     return plain && is(2, {i8}) && may_be(6, i8) && is(7, {f16}) && may_be(8, f16);
   }
-  return plain && is(2, {f32, f16}) && (inputs[6].empty() || is(6, {weights.at(inputs[2])}));
+  return plain && is(2, {f32, f16}) && (inputs[6].empty() || is(6, {weights.at(inputs[2])})) &&
+         inputs[8].empty();
 }
 
 void summarize_graph(Message graph, OnnxFileSummary& summary, int depth);
