@@ -1,8 +1,8 @@
 """How fast published models decode on a CPU: pard-rt beside other engines, in one run.
 
-Every engine is a process of its own, in an environment of its own, and waits while others run. They
-take turns prompt by prompt, in an order drawn anew every time, so a busy machine slows all alike;
-what counts is ratios. `--venvs` is where the environments are made; those that are there are kept.
+Every engine is a process of its own, in an environment of its own. They take turns prompt by
+prompt, in an order drawn anew every time, so a busy machine slows all alike; what counts is ratios.
+`--venvs` is where the environments are made; those that are there are kept.
 
     python tests/python/published_models.py all
     python benchmarks/cpu_peers.py --prompts humaneval.jsonl --out docs/benchmarks/cpu-peers.json
@@ -20,9 +20,10 @@ import random
 import subprocess
 import sys
 import venv
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -193,6 +194,7 @@ class Peer:
         self._process.wait()
 
 
+@cache
 def python_of(engine: str, venvs: Path) -> str:
     """Return the interpreter of an engine's environment, made if it is not there."""
     if engine not in ENVIRONMENTS:
@@ -207,24 +209,16 @@ def python_of(engine: str, venvs: Path) -> str:
 
 
 @contextmanager
-def opened(entries: Iterable[Entry], chosen: Set, work: Path, venvs: Path) -> Iterator[Any]:
-    """Start engines; those that do not start are left out, with a word."""
-    with ExitStack() as stack:
-        peers = {}
-        for entry in entries:
-            options: Json = {"threads": chosen.threads}
-            options["model"] = str(folder_of(entry.engine, chosen.target, entry.weights, work))
-            if entry.k:
-                draft_weights = "int4" if entry.engine == OWN else chosen.file_weights
-                draft = folder_of(entry.engine, chosen.draft, draft_weights, work)
-                options |= {"draft": str(draft), "k": entry.k}
-            try:
-                peers[entry] = Peer(python_of(entry.engine, venvs), entry.engine, options)
-            except (RuntimeError, subprocess.CalledProcessError) as error:
-                say(f"leaves out {entry.name}: {error}")
-                continue
-            stack.callback(peers[entry].close)
-        yield peers
+def opened(entry: Entry, chosen: Set, work: Path, venvs: Path) -> Iterator[Peer]:
+    """Start an engine in its process, and end it."""
+    options: Json = {"threads": chosen.threads}
+    options["model"] = str(folder_of(entry.engine, chosen.target, entry.weights, work))
+    if entry.k:
+        draft_weights = "int4" if entry.engine == OWN else chosen.file_weights
+        draft = folder_of(entry.engine, chosen.draft, draft_weights, work)
+        options |= {"draft": str(draft), "k": entry.k}
+    with closing(Peer(python_of(entry.engine, venvs), entry.engine, options)) as peer:
+        yield peer
 
 
 # Measurements ------------------------------------------------------------------------------------
@@ -235,53 +229,29 @@ def measure(chosen: Set, prompts: list[str], work: Path, venvs: Path) -> Json:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(PUBLISHED / chosen.target)
-    chats = [
-        tokenizer.apply_chat_template(
-            [{"role": "user", "content": prompt}], add_generation_prompt=True, tokenize=False
-        )
-        for prompt in prompts
-    ]
     order = random.Random(0)
-    found: dict[str, Json] = {}
-    bandwidth: list[float] = []
-    entries = chosen.entries()
-    for entry in entries:
-        folder_of(entry.engine, chosen.target, entry.weights, work)
+    entries, bandwidth = chosen.entries(), []
+    found: dict[str, Json] = {
+        entry.name: asdict(entry)
+        | {"tokens_per_second": [], "rows": {str(rows): [] for rows in ROWS}, "ids": []}
+        for entry in entries
+    }
     memory = Peer(sys.executable, "memory", {"threads": chosen.threads})
-    with opened(entries, chosen, work, venvs) as peers:
-        names = list(peers)
-        for entry in names:
-            found[entry.name] = {
-                "engine": entry.engine,
-                "weights": entry.weights,
-                "k": entry.k,
-                "tokens_per_second": [],
-                "rows": {str(rows): [] for rows in ROWS},
-                "ids": [],
-            }
-        for turn, text in enumerate(chats):
-            ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-            bandwidth.append(
-                memory.ask("generate", prompt=[], text="", tokens=0)["bytes_per_second"]
-            )
-            order.shuffle(names)
-            for entry in names:
-                answer = peers[entry].ask("generate", prompt=ids, text=text, tokens=TOKENS)
-                if answer is not None:
-                    took = answer["seconds"] - answer["first"]
-                    speed = (answer["tokens"] - 1) / took
-                    found[entry.name]["tokens_per_second"].append(round(speed, 2))
-                    found[entry.name]["ids"].append(answer.get("ids"))
-            say(f"prompt {turn + 1} of {len(chats)}")
-        for turn in range(7):
-            for rows in ROWS if turn == 0 else ROWS[:-1]:  # prompts take minutes
-                order.shuffle(names)
-                for entry in names:
-                    took = None if entry.k else peers[entry].ask("rows", count=rows)
-                    if took is not None:
-                        found[entry.name]["rows"][str(rows)].append(round(took, 2))
-        for entry in names:
-            found[entry.name] |= peers[entry].ask("memory")
+    for turn, prompt in enumerate(prompts):
+        chat = [{"role": "user", "content": prompt}]
+        text = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        bandwidth.append(memory.ask("generate", prompt=[], text="", tokens=0)["bytes_per_second"])
+        order.shuffle(entries)
+        for entry in list(entries):
+            try:
+                with opened(entry, chosen, work, venvs) as peer:
+                    take_turn(peer, found[entry.name], ids, text, first=turn == 0)
+            except (RuntimeError, subprocess.CalledProcessError) as error:
+                say(f"leaves out {entry.name}: {error}")
+                entries.remove(entry)
+                del found[entry.name]
+        say(f"prompt {turn + 1} of {len(prompts)}")
     memory.close()
     plain = {name: each["ids"] for name, each in found.items() if not each["k"]}
     for each in found.values():
@@ -290,11 +260,27 @@ def measure(chosen: Set, prompts: list[str], work: Path, venvs: Path) -> Json:
     return {
         "entries": found,
         "threads": chosen.threads,
-        "prompts": len(chats),
+        "prompts": len(prompts),
         "bytes_per_second": round(median(bandwidth)),
         "machine": machine(),
         "load": os.getloadavg()[0],
     }
+
+
+def take_turn(peer: Peer, found: Json, ids: list[int], text: str, first: bool) -> None:
+    """Let an engine continue a prompt, and read rows."""
+    answer = peer.ask("generate", prompt=ids, text=text, tokens=TOKENS)
+    found |= peer.ask("memory")
+    if answer is not None:
+        speed = (answer["tokens"] - 1) / (answer["seconds"] - answer["first"])
+        found["tokens_per_second"].append(round(speed, 2))
+        found["ids"].append(answer.get("ids"))
+    if found["k"]:
+        return
+    for rows in [*ROWS[:-1]] * 3 + [ROWS[-1]] * first:  # prompts take long
+        took = peer.ask("rows", count=rows)
+        if took is not None:
+            found["rows"][str(rows)].append(round(took, 2))
 
 
 def describe(chosen: Set, text: str, work: Path) -> Json:

@@ -130,7 +130,7 @@ def page(found: Json) -> str:
             f"## {TITLES[name]}, {threads}",
             prose(
                 f"""On {each["machine"]}, load {each["load"]:.1f}; as many threads that only read
-                get {gigabytes:.0f} GB/s of memory between the prompts."""
+                get {gigabytes:.0f} GB/s of memory between the prompts. {each.get("remark", "")}"""
             ),
             decoding(each),
             prose(
