@@ -253,10 +253,13 @@ def measure(chosen: Set, prompts: list[str], work: Path, venvs: Path) -> Json:
                 del found[entry.name]
         say(f"prompt {turn + 1} of {len(prompts)}")
     memory.close()
-    plain = {name: each["ids"] for name, each in found.items() if not each["k"]}
-    for each in found.values():
-        of = plain[f"{each['engine']} {each['weights']}"]
-        each["same_text"] = sum(a == b for a, b in zip(each.pop("ids"), of, strict=True))
+    texts = {name: each.pop("ids") for name, each in found.items()}
+    for name, each in list(found.items()):
+        plain = texts.get(f"{each['engine']} {each['weights']}")
+        if plain is None:  # left out: nothing to compare a draft with
+            del found[name]
+        else:
+            each["same_text"] = sum(a == b for a, b in zip(texts[name], plain, strict=True))
     return {
         "entries": found,
         "threads": chosen.threads,
@@ -268,7 +271,7 @@ def measure(chosen: Set, prompts: list[str], work: Path, venvs: Path) -> Json:
 
 
 def take_turn(peer: Peer, found: Json, ids: list[int], text: str, first: bool) -> None:
-    """Let an engine continue a prompt, and read rows."""
+    """Let an engine continue a prompt, and read rows; the most rows only at the `first` prompt."""
     answer = peer.ask("generate", prompt=ids, text=text, tokens=TOKENS)
     found |= peer.ask("memory")
     if answer is not None:
@@ -277,7 +280,7 @@ def take_turn(peer: Peer, found: Json, ids: list[int], text: str, first: bool) -
         found["ids"].append(answer.get("ids"))
     if found["k"]:
         return
-    for rows in [*ROWS[:-1]] * 3 + [ROWS[-1]] * first:  # prompts take long
+    for rows in (*ROWS[:-1] * 3, *(ROWS[-1:] if first else ())):
         took = peer.ask("rows", count=rows)
         if took is not None:
             found["rows"][str(rows)].append(round(took, 2))

@@ -107,12 +107,12 @@ def page(found: Json) -> str:
     parts = [
         "# Other engines on CPUs",
         prose(
-            """Published models, one run of `benchmarks/cpu_peers.py`. Every engine is a process of
-            its own; they take turns prompt by prompt in random order, so ratios move less than
-            speeds. Prompts are HumanEval's, as chats; 96 tokens each, greedy, whatever they are.
-            Tokens per second are medians over the prompts and leave out reading the prompt.
-            *Drafts of K*: the 0.5B model of the same family proposes K tokens one after the other.
-            *Of its plain* compares with the same engine and weights without a draft."""
+            """Published models, for each a run of `benchmarks/cpu_peers.py`. Every engine is a
+            process of its own; they take turns prompt by prompt in random order, so ratios move
+            less than speeds. Prompts are HumanEval's, as chats; 96 tokens each, greedy, whatever
+            they are. Tokens per second are medians over the prompts and leave out reading the
+            prompt. *Drafts of K*: the 0.5B model of the same family proposes K tokens one after
+            the other. *Of its plain* compares with the same engine and weights without a draft."""
         ),
         prose(
             """*Bits per weight* count what a forward reads of the matrices, in all parameters; of a
