@@ -105,6 +105,26 @@ TEST_CASE("products: the same bits in any company and with any instructions, wit
   }
 }
 
+TEST_CASE("blocks: a column that is read is what its weights are worth") {
+  for (const int bits : {4, 8}) {
+    for (const int block : {16, 128}) {
+      for (const Kind kind : {Kind::symmetric, Kind::zero_points, Kind::minima}) {
+        for (const ScaleType type : {ScaleType::float32, ScaleType::factored}) {
+          const Weights weights(9, 300, bits, block, kind, type);
+          std::vector<float> read(300);
+          for (int column = 0; column < 9; ++column) {
+            weights.packed.read_column(column, read.data());
+            for (int k = 0; k < 300; ++k) {
+              CHECK(double{read[static_cast<std::size_t>(k)]} ==
+                    doctest::Approx(weights.at(column, k)).epsilon(1e-6));
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
 // A kernel that rounds the last row of several otherwise.
 void multiply_otherwise(const PackedMatrix& weights, std::int64_t tile, const std::byte* panel,
                         int count, const float* bias, float* out, std::int64_t stride) {

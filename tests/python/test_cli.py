@@ -26,9 +26,10 @@ from pard_rt import FolderError, ForwardItem, Generator, Model, ModelError, Mode
 from pard_rt.cli import check as check_module
 from pard_rt.cli import info as info_module
 from pard_rt.cli import main, output
-from pard_rt.cli.output import format_bytes, progress
+from pard_rt.cli.output import format_bytes
 from pard_rt.cli.providers import Trial, try_provider
 from pard_rt.models import OpenedModel
+from pard_rt.progress import progress
 from pard_rt.text import TokenText
 from pard_rt.vocabulary import encode_token_bytes, token_bytes
 from tiny_models import EOS, MASK_TOKEN_ID, NUM_TOKENS, make_model, make_tokenizer
@@ -226,7 +227,7 @@ def test_info_goes_on_after_a_bad_path(
 ) -> None:
     assert main(["info", str(tmp_path / "nothing"), str(pair.target)]) == 2
     captured = capsys.readouterr()
-    assert "There is no model folder" in captured.err
+    assert "There is no model" in captured.err
     assert "mask token    none: not a parallel draft" in captured.out
 
 
@@ -556,7 +557,7 @@ def test_as_a_program(tmp_path: Path) -> None:
         [*program, "check", str(tmp_path / "none")], capture_output=True, text=True, timeout=60
     )
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("pard-rt: There is no model folder")
+    assert done.stderr.startswith("pard-rt: There is no model '")
     with subprocess.Popen(
         [*program, "info"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as reader_gone:
@@ -603,7 +604,7 @@ def test_terminals_get_colour_and_progress(monkeypatch: pytest.MonkeyPatch) -> N
     with progress("quick"):
         pass
     assert "quick" not in terminal.getvalue()
-    monkeypatch.setattr(output, "_PROGRESS_DELAY", 0.0)
+    monkeypatch.setattr("pard_rt.progress._PROGRESS_DELAY", 0.0)
     with pytest.raises(FolderError), progress("slow"):
         raise FolderError("a", "b", "c", "d")
     assert terminal.getvalue().endswith("\rslow ... 0 s\x1b[K\r\x1b[K")
@@ -612,8 +613,8 @@ def test_terminals_get_colour_and_progress(monkeypatch: pytest.MonkeyPatch) -> N
 def test_progress_inside_of_progress_and_behind_text(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
-    monkeypatch.setattr(output, "_PROGRESS_DELAY", 0.0)
-    monkeypatch.setattr(output, "_PROGRESS_INTERVAL", 0.001)
+    monkeypatch.setattr("pard_rt.progress._PROGRESS_DELAY", 0.0)
+    monkeypatch.setattr("pard_rt.progress._PROGRESS_INTERVAL", 0.001)
 
     def wait_for(text: str) -> None:
         end = time.monotonic() + 60

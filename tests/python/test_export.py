@@ -5,20 +5,24 @@ from __future__ import annotations
 import errno
 import json
 from collections import Counter
+from importlib import import_module
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 import onnxruntime  # type: ignore[import-untyped]
 import pytest
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from pard_rt._core import ForwardItem, OnnxModel
 from pard_rt.errors import FolderError, InvalidArgumentError
 from pard_rt.exporter import Form, Weights, export
 from pard_rt.vocabulary import decode_token_bytes, token_bytes
 from tiny_models import EOS, MASK_TOKEN_ID, NUM_TOKENS, VOCAB_SIZE, make_model, make_tokenizer
+
+HALF_WINDOWED = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 4}
 
 
 def operators(folder: Path) -> Counter[str]:
@@ -77,6 +81,44 @@ def test_portable_form_has_standard_operators_only(architecture: str, tmp_path: 
     graph = onnx.load(tmp_path / "out" / "model.onnx")
     assert [entry.domain for entry in graph.opset_import] == [""]
     onnx.checker.check_model(graph)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "form", "settings"),
+    [
+        ("qwen3", "gqa", {"num_hidden_layers": 5}),
+        ("qwen3", "portable", {"num_hidden_layers": 5}),
+        ("qwen2", "gqa", {"num_hidden_layers": 8, **HALF_WINDOWED}),
+    ],
+)
+def test_layers_that_repeat_are_copies(
+    architecture: str,
+    form: Form,
+    settings: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = make_model(tmp_path / "model", architecture, **settings)
+    repeated, traced = tmp_path / "repeated", tmp_path / "traced"
+    export(model, repeated, form=form)
+    monkeypatch.setattr(import_module("pard_rt.exporter.trace"), "find_repeats", lambda *_: None)
+    export(model, traced, form=form)
+    assert operators(repeated) == operators(traced)
+    tokens = list(range(5, 40))
+    np.testing.assert_array_equal(rows_of(repeated, tokens), rows_of(traced, tokens))
+
+
+def test_layers_that_only_look_alike_are_traced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward = LlamaDecoderLayer.forward
+
+    def scaled(self: Any, *inputs: Any, **named: Any) -> Any:
+        return forward(self, *inputs, **named) * (1 + self.self_attn.layer_idx / 8)
+
+    monkeypatch.setattr(LlamaDecoderLayer, "forward", scaled)
+    model = make_model(tmp_path / "model", num_hidden_layers=5)
+    assert export(model, tmp_path / "out").agreement.max_error < 1e-5
 
 
 def test_batches_are_ragged_through_the_bias(tmp_path: Path) -> None:
@@ -204,7 +246,7 @@ def test_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_refused_models_leave_nothing_behind(tmp_path: Path) -> None:
-    with pytest.raises(FolderError, match="no model folder"):
+    with pytest.raises(FolderError, match="no model '"):
         export(tmp_path / "nothing", tmp_path / "out")
     assert not list(tmp_path.iterdir())
 

@@ -433,7 +433,7 @@ def test_paths_are_never_sent_to_the_hub(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr("huggingface_hub.snapshot_download", hub)
     (tmp_path / "file").touch()
     for path in ("/no/such", "./no", "~/no-such-model", "a/b/c", tmp_path / "no", ""):
-        with pytest.raises(FolderError, match="There is no model folder"):
+        with pytest.raises(FolderError, match="There is no model '"):
             locate(path)
     with pytest.raises(FolderError, match="got a file"):
         locate(tmp_path / "file")

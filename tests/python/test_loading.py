@@ -70,7 +70,7 @@ def test_pard2_draft_is_refused() -> None:
 
 
 def test_missing_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(FolderError, match="no model folder"):
+    with pytest.raises(FolderError, match="no model '"):
         load(tmp_path / "nothing")
 
 

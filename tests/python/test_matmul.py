@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -171,22 +172,26 @@ def test_scales_may_be_integers_times_factors(folder: Path, tmp_path: Path) -> N
 def test_weights_that_do_not_fit_are_refused_by_the_node_s_name(
     folder: Path, tmp_path: Path
 ) -> None:
+    name = "model.layers.0.self_attn.q_proj+k_proj+v_proj"
+
     def not_finite(graph: onnx.GraphProto, node: onnx.NodeProto) -> None:
+        if node.name != name:
+            return
         tensor = weight_of(graph, node.input[2])
         scales = onnx.numpy_helper.to_array(tensor).copy()
         scales.flat[3] = np.nan
         tensor.CopyFrom(onnx.numpy_helper.from_array(scales, tensor.name))
-        node.name = f"/product/{node.output[0]}"
 
     def too_few(graph: onnx.GraphProto, node: onnx.NodeProto) -> None:
+        if node.name != name:
+            return
         tensor = weight_of(graph, node.input[2])
         scales = onnx.numpy_helper.to_array(tensor).reshape(-1)[:-1]
         tensor.CopyFrom(onnx.numpy_helper.from_array(scales, tensor.name))
-        node.name = f"/product/{node.output[0]}"
 
     for change, problem in [(not_finite, "not finite"), (too_few, r"\d+ scales as float32, got")]:
         broken = changed(folder, tmp_path / change.__name__, change)
-        with pytest.raises(pard_rt.FolderError, match=f"'/product/.*'.*{problem}"):
+        with pytest.raises(pard_rt.FolderError, match=f"'{re.escape(name)}'.*{problem}"):
             opened(broken)
 
 
@@ -240,3 +245,41 @@ def test_exported_scales_are_float16(folder: Path) -> None:
             scales = onnx.numpy_helper.to_array(weight_of(graph, node.input[2]))
             np.testing.assert_array_equal(scales, scales.astype(np.float16))
     assert json.loads((folder / "pard_rt.json").read_text())["weights"] in ("int4", "int8")
+
+
+def table_of(folder: Path) -> tuple[onnx.GraphProto, onnx.NodeProto, onnx.NodeProto]:
+    """The graph, the embedding, and the head that is tied to it."""
+    graph = onnx.load(folder / "model.onnx", load_external_data=False).graph
+    (table,) = (node for node in graph.node if node.op_type == "GatherBlockQuantized")
+    (head,) = (node for node in graph.node if "logits" in node.output)
+    return graph, table, head
+
+
+def test_an_embedding_and_the_head_that_is_tied_to_it_are_one_table_on_disk(folder: Path) -> None:
+    graph, table, head = table_of(folder)
+    for one, other in ((table.input[0], head.input[1]), (table.input[2], head.input[2])):
+        places = [
+            {entry.key: entry.value for entry in weight_of(graph, name).external_data}
+            for name in (one, other)
+        ]
+        assert places[0] == places[1] != {}
+    assert not any(each.name.endswith("embed_tokens.weight") for each in graph.initializer)
+
+
+def test_rows_of_a_table_are_onnxruntime_s(folder: Path) -> None:
+    ours, theirs = (rows(opened(folder, own_matmul=own), 20) for own in (True, False))
+    assert np.abs(ours - theirs).max() < 0.02 * np.abs(theirs).max()
+
+
+def test_a_table_with_scales_that_are_no_numbers_is_refused(folder: Path, tmp_path: Path) -> None:
+    model = onnx.load(folder / "model.onnx")
+    (table,) = (node for node in model.graph.node if node.op_type == "GatherBlockQuantized")
+    scales = weight_of(model.graph, table.input[2])
+    numbers = onnx.numpy_helper.to_array(scales).copy()
+    numbers[3] = np.nan
+    scales.CopyFrom(onnx.numpy_helper.from_array(numbers, scales.name))
+    out = tmp_path / "spoilt"
+    shutil.copytree(folder, out)
+    onnx.save(model, out / "model.onnx")
+    with pytest.raises(pard_rt.FolderError, match=f"'{table.name}'.*finite"):
+        opened(out)

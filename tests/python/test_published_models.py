@@ -6,14 +6,16 @@ import shutil
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 import torch
-from gguf import GGUFReader
+from gguf import GGUFReader, dequantize
 from transformers import AutoTokenizer
 
 import pard_rt
 from pard_rt.exporter import ExportReport
+from pard_rt.exporter.gguf_blocks import carry_over
 from pard_rt.generator import Generator, Method
 from pard_rt.models.checkpoint import LoadedModel
 from pard_rt.models.open import Source
@@ -145,9 +147,19 @@ def test_a_gguf_file_keeps_its_blocks(published: Path, carried: ExportReport) ->
     operators = Counter(node.op_type for node in graph.node)
     assert operators["MatMul"] == operators["FusedMatMul"] == 0
     file = GGUFReader(gguf_file(published.name))
-    matrices = [tensor.name for tensor in file.tensors if len(tensor.shape) == 2]
-    is_tied = "output.weight" not in matrices
-    assert operators["MatMulNBits"] == len(matrices) - (0 if is_tied else 1)
+    types = {tensor.name: tensor.tensor_type for tensor in file.tensors if len(tensor.shape) == 2}
+    projections = [[f"blk.{i}.attn_{x}.weight" for x in "qkv"] for i in range(len(types))]
+    joined = sum(len({types.get(name, name) for name in names}) == 1 for names in projections)
+    is_tied = "output.weight" not in types
+    assert operators["MatMulNBits"] == len(types) - 2 * joined - (0 if is_tied else 1)
+    assert operators["GatherBlockQuantized"] == 1
+    for tensor in file.tensors:
+        if len(tensor.shape) == 2:
+            blocks = carry_over(tensor.tensor_type.name, tensor.data, int(tensor.shape[0]))
+            assert blocks is not None
+            np.testing.assert_array_equal(
+                blocks.dequantize(), dequantize(tensor.data, tensor.tensor_type)
+            )
 
 
 @pytest.mark.parametrize("k", [1, 8])

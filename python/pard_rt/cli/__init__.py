@@ -1,4 +1,4 @@
-"""The command line: `pard-rt generate`, `chat`, `export`, `train`, `info`, `check` (docs/cli.md).
+"""The command line: `pard-rt generate`, `chat`, `export`, `train` and others (docs/cli.md).
 
 Commands are imported when they run: only those that touch a Hugging Face directory need PyTorch.
 """
@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from pard_rt.cli.output import print_error, print_notice
@@ -130,6 +131,10 @@ def _run(arguments: argparse.Namespace) -> int:
         from pard_rt.cli.info import run_info
 
         return run_info(arguments.paths)
+    if arguments.command == "cache":
+        from pard_rt.cli.cache import run_cache
+
+        return run_cache(arguments)
     from pard_rt.cli.check import run_check
 
     return run_check(arguments)
@@ -150,6 +155,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_regenerate(commands.add_parser(_REGENERATE, help="have the target write what it learns"))
     _add_info(commands.add_parser("info", help="say what is installed, and what folders are"))
     _add_check(commands.add_parser("check", help="try a model or a pair, and say what it costs"))
+    _add_cache(commands.add_parser("cache", help="list or remove converted GGUF files"))
     return parser
 
 
@@ -491,4 +497,18 @@ def _add_check(parser: argparse.ArgumentParser) -> None:
         metavar="IDS",
         help="prompt as token ids, '1,2,3'; may be given several times",
     )
+    parser.add_argument(
+        "--perplexity",
+        type=Path,
+        metavar="FILE",
+        help="also say how well the target predicts a text, as llama.cpp's llama-perplexity does",
+    )
     _add_decoding(parser, max_new_tokens=64)
+
+
+def _add_cache(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "GGUF files are converted once, when they are opened for the first time. Say what is kept "
+        "of them, or remove it."
+    )
+    parser.add_argument("action", choices=["list", "clear"])

@@ -20,7 +20,8 @@ from pard_rt._core import (
     ProbeReport,
     SamplingParams,
 )
-from pard_rt.cli.output import explain, paint, print_field, print_verdict, progress
+from pard_rt.cli.output import explain, paint, print_field, print_verdict
+from pard_rt.cli.perplexity import perplexity, read_text
 from pard_rt.cli.trial import MadeUpDraft, Outcome, Prompt, RoundSamples, compare
 from pard_rt.errors import (
     Error,
@@ -31,6 +32,7 @@ from pard_rt.errors import (
 )
 from pard_rt.migraphx import describe
 from pard_rt.models import OpenedModel, OpenOptions, open_model
+from pard_rt.progress import progress
 from pard_rt.vocabulary import vocabulary_notice
 
 _Texts: TypeAlias = "dict[str, Outcome | ModelError]"  # by the name of the sampling
@@ -73,6 +75,7 @@ def run_check(arguments: argparse.Namespace) -> int:
     k = arguments.num_speculative_tokens
     require_range("--num-speculative-tokens", k, 1, 64, "8 suits most pairs.")
     require_range("--max-new-tokens", arguments.max_new_tokens, 1, 2**31 - 1)
+    to_predict = None if arguments.perplexity is None else read_text(arguments.perplexity)
 
     def opened(path: str, is_target: bool, max_length: int | None = None) -> OpenedModel:
         with progress(f"opening {path}"):
@@ -93,6 +96,10 @@ def run_check(arguments: argparse.Namespace) -> int:
     if arguments.draft is not None:
         draft = opened(arguments.draft, False, target.info.max_length)
     prompts = _prompts(arguments, target)
+    predicted = None
+    if to_predict is not None:
+        with progress(f"predicting {arguments.perplexity}") as shown:
+            predicted = perplexity(target, to_predict, shown)
 
     print_field("target", f"{paint(target.source, 'bold')}  {target.description}", width=9)
     if draft is not None:
@@ -115,6 +122,9 @@ def run_check(arguments: argparse.Namespace) -> int:
     print()
     if costs.tokens_per_round:
         _print_costs(costs, k, draft, own_prompts=bool(arguments.prompt or arguments.prompt_ids))
+    if predicted is not None:
+        value, count = predicted
+        print_field("perplexity", f"{value:.4f} over {_count(count, 'token')}", width=24)
     if verdicts.failed:
         total = verdicts.passed + verdicts.failed
         print(paint(f"{verdicts.failed} of {total} checks failed", "FAIL"))

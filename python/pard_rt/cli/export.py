@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 
-from pard_rt.cli.output import format_bytes, paint, print_field, progress
+from pard_rt.cli.output import format_bytes, paint, print_field
 from pard_rt.errors import requiring
 from pard_rt.migraphx import describe
 from pard_rt.models.find import folder_size
+from pard_rt.progress import progress
 
 
 def run_export(arguments: argparse.Namespace) -> int:

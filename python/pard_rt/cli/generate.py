@@ -8,11 +8,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from statistics import median
 
-from pard_rt.cli.output import paint, print_field, progress
+from pard_rt.cli.output import paint, print_field
 from pard_rt.cli.texts import open_generator, options_of, print_pieces, print_stats, text_of_stdin
 from pard_rt.errors import IncompatibleModelsError, InvalidArgumentError
 from pard_rt.generator import Generator, Method
 from pard_rt.outputs import Output
+from pard_rt.progress import progress
 from pard_rt.streams import Stream
 
 # What the demo's model writes on from where no prompt is given.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections import Counter
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -10,15 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from pard_rt._core import onnxruntime_providers, read_folder
-from pard_rt.cli.output import format_bytes, paint, print_error, print_field, progress
+from pard_rt.cli.output import format_bytes, paint, print_error, print_field
 from pard_rt.cli.providers import PROVIDERS, Trial, try_provider
-from pard_rt.errors import Error, FolderError, RuntimeMissingError
+from pard_rt.errors import Error, FolderError, RuntimeMissingError, requiring
 from pard_rt.migraphx import describe
+from pard_rt.models.converted import conversion_of
 from pard_rt.models.facts import read_mask_token
 from pard_rt.models.fields import Fields, read_json
 from pard_rt.models.files import check_weights, refuse_adapter
-from pard_rt.models.find import folder_size, locate
-from pard_rt.models.open import ONNX_FOLDER, format_of
+from pard_rt.models.find import folder_size, locate, parts_of
+from pard_rt.models.open import GGUF, ONNX_FOLDER, format_of
+from pard_rt.progress import progress
 
 _PACKAGES = (("torch", "torch"), ("transformers", "torch"), ("onnx", "export"))
 
@@ -31,8 +34,11 @@ def run_info(paths: Sequence[str]) -> int:
         print()
         try:
             path = locate(source)
-            if format_of(path) is ONNX_FOLDER:
+            kind = format_of(path)
+            if kind is ONNX_FOLDER:
                 _print_onnx_folder(path)
+            elif kind is GGUF:
+                _print_gguf(path)
             else:
                 _print_hugging_face(path)
         except Error as error:
@@ -97,6 +103,25 @@ def _print_onnx_folder(path: Path) -> None:
             contract.check_provider(provider)
         except FolderError as error:
             _print_facts((provider, f"cannot run it: {error.problem}\n{error.remedy}"))
+
+
+def _print_gguf(path: Path) -> None:
+    with requiring("export", f"'{path}' is a GGUF file; reading it"):
+        from pard_rt.models.gguf import number, open_gguf, text
+    reader = open_gguf(path)
+    architecture = text(reader, "general.architecture")
+    types = Counter(tensor.tensor_type.name for tensor in reader.tensors)
+    folder = conversion_of(path)
+    print_field(paint(str(path), "bold"), "  GGUF file", width=0)
+    _print_facts(
+        ("name", text(reader, "general.name") or path.stem),
+        ("architecture", architecture),
+        ("layers", str(number(reader, f"{architecture}.block_count", 0))),
+        ("max_length", str(number(reader, f"{architecture}.context_length", 0))),
+        ("weights", ", ".join(f"{count} {name}" for name, count in types.most_common())),
+        ("on disk", format_bytes(sum(map(folder_size, parts_of(path))))),
+        ("converted", str(folder) if folder.is_dir() else "not converted yet"),
+    )
 
 
 def _print_hugging_face(path: Path) -> None:

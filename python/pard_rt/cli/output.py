@@ -1,20 +1,14 @@
-"""What commands print: aligned lines, colour and progress where a person is watching."""
+"""What commands print: aligned lines, and colour where a person is watching."""
 
 from __future__ import annotations
 
 import os
 import sys
-import threading
-import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from typing import ClassVar
+from collections.abc import Iterable
 
 from pard_rt.errors import Error, FallbackWarning, Notice
 
 _COLOURS = {"ok": "32", "FAIL": "31", "note": "33", "bold": "1"}
-_PROGRESS_DELAY = 2.0  # seconds that need no explanation
-_PROGRESS_INTERVAL = 0.5
 
 
 def paint(text: str, style: str) -> str:
@@ -68,67 +62,3 @@ def format_bytes(size: int) -> str:
             break
         value /= 1000
     return f"{value:.0f} {unit}" if unit == "B" or value >= 99.5 else f"{value:.1f} {unit}"
-
-
-class Progress:
-    """What is being done, for one line that shows once it takes longer than it should."""
-
-    current: ClassVar[Progress | None] = None  # the one that has the line
-
-    def __init__(self, text: str) -> None:
-        self.text = text
-
-    def print(self, line: str) -> None:
-        """Print a line in the middle of it."""
-        if sys.stderr.isatty():
-            sys.stderr.write("\r\x1b[K")
-            sys.stderr.flush()
-        print(line, flush=True)
-
-
-@contextmanager
-def progress(text: str, *, behind_text: bool = False) -> Iterator[Progress]:
-    """Say on stderr, if it is a terminal, what takes so long; the line goes when the block ends.
-
-    Inside the block, print through the object given; what it says may be changed there, too. A
-    block inside another has no line of its own, but says its text on the other's. With
-    `behind_text`, what stands on the line already stays.
-    """
-    outer = Progress.current
-    if outer is not None:
-        before, outer.text = outer.text, text
-        try:
-            yield outer
-        finally:
-            outer.text = before
-        return
-    shown = Progress(text)
-    if not sys.stderr.isatty():
-        yield shown
-        return
-    over = threading.Event()
-    thread = threading.Thread(target=_show, args=(shown, over, behind_text), daemon=True)
-    thread.start()
-    Progress.current = shown
-    try:
-        yield shown
-    finally:
-        Progress.current = None
-        over.set()
-        thread.join()
-
-
-def _show(shown: Progress, over: threading.Event, behind_text: bool) -> None:
-    start = time.monotonic()
-    if over.wait(_PROGRESS_DELAY):
-        return
-    # Behind text, cut off where the line ends, and the cursor is put back.
-    begin, end = ("\x1b7\x1b[?7l ", "\x1b[?7h\x1b8") if behind_text else ("\r", "")
-    ended = False
-    while not ended:
-        seconds = time.monotonic() - start
-        sys.stderr.write(f"{begin}{shown.text} ... {seconds:.0f} s\x1b[K{end}")
-        sys.stderr.flush()
-        ended = over.wait(_PROGRESS_INTERVAL)
-    sys.stderr.write("\x1b[K" if behind_text else "\r\x1b[K")
-    sys.stderr.flush()

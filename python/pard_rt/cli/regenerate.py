@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from pard_rt.cli.output import paint, print_field, progress
+from pard_rt.cli.output import paint, print_field
 from pard_rt.errors import requiring
+from pard_rt.progress import progress
 
 if TYPE_CHECKING:
     from pard_rt.training.regenerate import Regenerated

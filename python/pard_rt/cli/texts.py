@@ -8,10 +8,11 @@ from collections.abc import Callable
 from functools import partial
 from typing import cast
 
-from pard_rt.cli.output import paint, progress
+from pard_rt.cli.output import paint
 from pard_rt.errors import InvalidArgumentError
 from pard_rt.generator import Generator, Options
 from pard_rt.outputs import Output
+from pard_rt.progress import progress
 from pard_rt.streams import Stream
 
 

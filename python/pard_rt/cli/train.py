@@ -6,8 +6,9 @@ import argparse
 import os
 from functools import partial
 
-from pard_rt.cli.output import paint, print_field, progress
+from pard_rt.cli.output import paint, print_field
 from pard_rt.errors import require_range, requiring
+from pard_rt.progress import progress
 
 
 def run_train(arguments: argparse.Namespace) -> int:

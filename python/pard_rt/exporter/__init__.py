@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,24 +14,29 @@ import onnx_ir as ir
 import torch
 
 from pard_rt.errors import InvalidArgumentError, Notice, notify
-from pard_rt.exporter.carried import carried_blocks
+from pard_rt.exporter.blocks import Blocks
+from pard_rt.exporter.carried import load_blocks
 from pard_rt.exporter.check import Agreement, Check
 from pard_rt.exporter.folder import GRAPH, new_folder, write_contract, write_text_files
 from pard_rt.exporter.fuse import fuse
 from pard_rt.exporter.halve import round_to_half, store_halved
-from pard_rt.exporter.quantize import BITS, quantize
+from pard_rt.exporter.lower import joinable, lowered, save
+from pard_rt.exporter.matrices import blocks_multiplied
+from pard_rt.exporter.quantize import BITS, rounded_matrices
 from pard_rt.exporter.quiet import quiet
 from pard_rt.exporter.trace import apply_contract_shapes, trace
 from pard_rt.models import OpenOptions, locate
-from pard_rt.models.checkpoint import load_checkpoint
-from pard_rt.models.gguf import load_gguf
-from pard_rt.pytorch.probe import adopt
+from pard_rt.models.checkpoint import LoadedModel, load_checkpoint
+from pard_rt.models.find import is_gguf
+from pard_rt.progress import progress
+from pard_rt.pytorch.probe import Adopted, adopt
 
 __all__ = ["ExportReport", "Form", "Weights", "export"]
 
 Form = Literal["gqa", "portable"]
 Weights = Literal["fp32", "fp16", "int8", "int4", "gguf"]
 
+_WRITTEN_BY_BLOCKS = 4  # tokens that a module writes to be tried, if each dequantizes its matrices
 _FAIR_DIVERGENCE = 0.1  # nats: the model's own text becomes 10 % less likely with every token
 
 _log = logging.getLogger("pard_rt.exporter")
@@ -130,58 +136,28 @@ def export(
     --------
     >>> export("Qwen/Qwen2.5-0.5B", "qwen-0.5b-onnx", weights="int8")  # doctest: +SKIP
     """
-    gguf = _gguf_file(model_dir_or_id)
+    is_file = is_gguf(Path(model_dir_or_id))
     if weights is None:
-        weights = "fp32" if gguf is None else "gguf"
-    _check_arguments(form, weights, fp16_files, head_on_all_rows, is_gguf=gguf is not None)
+        weights = "gguf" if is_file else "fp32"
+    _check_arguments(form, weights, fp16_files, head_on_all_rows, is_gguf=is_file)
+    options = OpenOptions(
+        dtype=torch.float16 if weights == "fp16" else torch.float32,
+        mask_token_id=mask_token_id,
+        max_length=max_length,
+        revision=revision,
+        token=token,
+        cache_dir=cache_dir,
+        trust_remote_code=trust_remote_code,
+    )
     target = Path(out)
     with quiet(), new_folder(target) as folder:
-        options = OpenOptions(
-            dtype=torch.float16 if weights == "fp16" else torch.float32,
-            mask_token_id=mask_token_id,
-            max_length=max_length,
-            revision=revision,
-            token=token,
-            cache_dir=cache_dir,
-            trust_remote_code=trust_remote_code,
-        )
-        source = locate(model_dir_or_id, options) if gguf is None else gguf
-        loaded = load_checkpoint(source, options) if gguf is None else load_gguf(gguf, options)
-        longest = loaded.facts.max_length
-        if fp16_files:
-            round_to_half(loaded.module)
-        adopted = adopt(loaded.module, longest)
-        layout = adopted.layout
-        write_text_files(folder, source, loaded)
-        check = Check(loaded, adopted, form)
-
-        graph = trace(loaded.module, layout, form, longest, head_on_all_rows=head_on_all_rows)
-        fuse(graph, untie=weights in BITS)
-        apply_contract_shapes(graph)
-        if fp16_files:
-            store_halved(graph)
-        is_exact = weights in ("fp32", "fp16")
-        exact = GRAPH if is_exact else "exact.onnx"
-        ir.save(graph, folder / exact, external_data=f"{exact}.data", alignment=65536)
-        del graph
-        contract = partial(write_contract, folder, loaded.facts, layout, form)
-        contract(weights if is_exact else "fp32", graph=exact)
-        agreement = check.require_exact(folder)
-        may_be_own = form == "gqa" and weights != "fp16"
-        own = may_be_own and not check.runs_in_onnxruntime_alone(folder)
-        if weights in BITS:
-            quantize(folder / exact, folder / GRAPH, form, weights)
-        elif gguf is not None and not is_exact:
-            blocks = carried_blocks(gguf, loaded.module)
-            graph = trace(loaded.module, layout, form, longest, blocks=blocks)
-            fuse(graph)
-            apply_contract_shapes(graph)
-            ir.save(graph, folder / GRAPH, external_data=f"{GRAPH}.data", alignment=65536)
-        contract(weights, requires_own_attention=own)
-        if not is_exact:
-            (folder / exact).unlink()
-            (folder / f"{exact}.data").unlink()
-            agreement = check.require_sense(folder, weights)
+        plan = _Plan(folder, form, weights, head_on_all_rows=head_on_all_rows)
+        source = locate(model_dir_or_id, options)
+        if weights == "gguf":
+            agreement, own = plan.carry_over(source, options), False
+        else:
+            loaded = load_checkpoint(source, options)
+            agreement, own = plan.write(source, loaded, fp16_files=fp16_files)
     _log.info("%s: %s graph, %s weights, %s", target, form, weights, agreement)
     if agreement.kl_divergence > _FAIR_DIVERGENCE:
         better = "int8" if weights == "int4" else "fp32"
@@ -198,9 +174,83 @@ def export(
     return ExportReport(target, form, weights, agreement, own)
 
 
-def _gguf_file(source: str | os.PathLike[str]) -> Path | None:
-    path = Path(source)
-    return path if path.suffix == ".gguf" and path.is_file() else None
+@dataclass(frozen=True)
+class _Plan:
+    """What is written, and where."""
+
+    folder: Path
+    form: str
+    weights: str
+    head_on_all_rows: bool
+
+    def write(
+        self, source: Path, loaded: LoadedModel, *, fp16_files: bool
+    ) -> tuple[Agreement, bool]:
+        """Write a module, exactly and, where weights are rounded, rounded.
+
+        Returns
+        -------
+        Agreement, bool
+            And whether it needs pard-rt's attention.
+        """
+        module, form = loaded.module, self.form
+        if fp16_files:
+            round_to_half(module)
+        adopted = adopt(module, loaded.facts.max_length)
+        write_text_files(self.folder, source, loaded)
+        check = Check(loaded, adopted, form)
+        traced = self._traced(loaded, adopted, {})
+        bits = BITS.get(self.weights)
+        graph = GRAPH if bits is None else "exact.onnx"
+        model = lowered(traced, module, form)
+        if fp16_files:
+            store_halved(model)
+        save(model, self.folder / graph)
+        contract = partial(write_contract, self.folder, loaded.facts, adopted.layout, form)
+        contract(self.weights if bits is None else "fp32", graph=graph)
+        agreement = check.require_exact(self.folder)
+        may_be_own = form == "gqa" and self.weights != "fp16"
+        own = may_be_own and not check.runs_in_onnxruntime_alone(self.folder)
+        if bits is not None:
+            (self.folder / graph).unlink()
+            (self.folder / f"{graph}.data").unlink()
+            rounded = rounded_matrices(loaded, bits)
+            save(lowered(traced, module, form, rounded), self.folder / GRAPH)
+        contract(self.weights, requires_own_attention=own)
+        if bits is not None:
+            agreement = check.require_sense(self.folder, self.weights)
+        return agreement, own
+
+    def carry_over(self, file: Path, options: OpenOptions) -> Agreement:
+        """Write the blocks of a GGUF file; matrices are never all floats at once."""
+        with progress(f"converting {file.name}") as shown:
+            loaded, blocks = load_blocks(file, options)
+            shown.reach(0.2)
+            write_text_files(self.folder, file, loaded)
+            with blocks_multiplied(loaded.module, blocks):
+                adopted = adopt(loaded.module, loaded.facts.max_length, _WRITTEN_BY_BLOCKS)
+                shown.reach(0.4)
+                check = Check(loaded, adopted, self.form, _WRITTEN_BY_BLOCKS)
+                shown.reach(0.6)
+                traced = self._traced(loaded, adopted, blocks)
+            shown.reach(0.8)
+            model = lowered(traced, loaded.module, self.form, blocks)
+            store_halved(model, matrices_only=True)
+            save(model, self.folder / GRAPH)
+            blocks.clear()
+            shown.reach(0.9)
+            write_contract(self.folder, loaded.facts, adopted.layout, self.form, self.weights)
+            return check.require_sense(self.folder, self.weights)
+
+    def _traced(
+        self, loaded: LoadedModel, adopted: Adopted, blocks: Mapping[str, Blocks]
+    ) -> ir.Model:
+        module, longest = loaded.module, loaded.facts.max_length
+        on_all_rows = self.head_on_all_rows
+        model = trace(module, adopted, self.form, longest, head_on_all_rows=on_all_rows)
+        fuse(model, partial(joinable, module, blocks))
+        apply_contract_shapes(model)
+        return model
 
 
 def _check_arguments(

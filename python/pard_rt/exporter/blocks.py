@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 Array = npt.NDArray[Any]
 
 SPAN = 256  # weights of a row that share factors
-ACCURACY_LEVEL = 4  # of MatMulNBits: rows are rounded to int8
+_PART = 1 << 18  # weights that are dequantized at a time: they stay in the processor's caches
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,8 @@ class Blocks:
         The same. Without them 8 or 128 is zero.
     scale_factors, minimum_factors
         float16 [N, K / 256]: what the integers among scales and minima are worth.
+    zero_points
+        uint8 [N, K / block], where there are no minima: the integers that stand for zero.
     """
 
     bits: int
@@ -42,35 +46,60 @@ class Blocks:
     minima: Array | None = None
     scale_factors: Array | None = None
     minimum_factors: Array | None = None
+    zero_points: Array | None = None
 
     @property
-    def factors(self) -> tuple[Array | None, Array | None]:
-        """Those of scales and those of minima."""
-        return self.scale_factors, self.minimum_factors
-
-    def rows(self, order: Array) -> Blocks:
-        """Return some rows, in some order."""
+    def arrays(self) -> dict[str, Array]:
+        """Those that there are, by name; rows are their first dimension."""
         names = [field.name for field in fields(self)]
-        arrays: dict[str, Any] = {
-            name: getattr(self, name)[order]
-            for name in names
-            if isinstance(getattr(self, name), np.ndarray)
+        return {name: x for name in names if isinstance(x := getattr(self, name), np.ndarray)}
+
+    @property
+    def kind(self) -> tuple[Any, ...]:
+        """What is the same in matrices that can be put one under the other."""
+        types = ((name, array.dtype) for name, array in self.arrays.items())
+        return (self.bits, self.block, self.depth, *types)
+
+    def rows(self, wanted: Array | slice) -> Blocks:
+        """Return some rows, in some order."""
+        some: dict[str, Any] = {name: array[wanted] for name, array in self.arrays.items()}
+        return replace(self, **some)
+
+    @staticmethod
+    def stacked(parts: Sequence[Blocks]) -> Blocks:
+        """Put matrices of one kind one under the other."""
+        if len(parts) == 1:
+            return parts[0]
+        of_parts = [part.arrays for part in parts]
+        joined: dict[str, Any] = {
+            name: np.concatenate([arrays[name] for arrays in of_parts]) for name in of_parts[0]
         }
-        return replace(self, **arrays)
+        return replace(parts[0], **joined)
+
+    def in_parts(self) -> Iterator[torch.Tensor]:
+        """Yield the matrix, float32, a few rows at a time."""
+        count = max(1, _PART // self.depth)
+        for begin in range(0, len(self.scales), count):
+            yield torch.from_numpy(self.rows(slice(begin, begin + count)).dequantize())
 
     def dequantize(self) -> Array:
-        """Return the matrix, float32 [N, K], as q * scale + minimum."""
-        numbers = self.integers
-        if self.bits == 4:
-            numbers = np.stack([numbers & 15, numbers >> 4], axis=-1)
-        rows, count = self.scales.shape
-        numbers = numbers.reshape(rows, count, self.block).astype(np.float32)
-        if self.minima is None:
+        """Return the matrix, float32 [N, K]: q * scale + minimum, or (q - zero) * scale."""
+        numbers = self.numbers().astype(np.float32)
+        if self.zero_points is not None:
+            numbers -= self.zero_points[..., None]
+        elif self.minima is None:
             numbers -= 1 << self.bits - 1
         numbers *= self._floats(self.scales, self.scale_factors)[..., None]
         if self.minima is not None:
             numbers += self._floats(self.minima, self.minimum_factors)[..., None]
-        return numbers.reshape(rows, -1)[:, : self.depth]
+        return numbers.reshape(len(numbers), -1)[:, : self.depth]
+
+    def numbers(self) -> Array:
+        """Return the integers one by one, uint8 [N, K / block, block]."""
+        numbers = self.integers
+        if self.bits == 4:
+            numbers = np.stack([numbers & 15, numbers >> 4], axis=-1)
+        return numbers.reshape(*self.scales.shape, self.block)
 
     def _floats(self, numbers: Array, factors: Array | None) -> Array:
         floats = numbers.astype(np.float32)

@@ -14,7 +14,7 @@ import torch
 
 from pard_rt._core import ForwardItem, OnnxModel
 from pard_rt.errors import ModelError, RuntimeMissingError
-from pard_rt.exporter.samples import Sample, write_samples
+from pard_rt.exporter.samples import NUM_WRITTEN, Sample, write_samples
 from pard_rt.models.checkpoint import LoadedModel
 from pard_rt.pytorch.probe import Adopted, attention_implementation
 
@@ -58,12 +58,16 @@ class Check:
         What trying it has shown: its cache, and how far logits may differ.
     form
         "gqa" or "portable".
+    written
+        Tokens that the module writes behind each prompt.
     """
 
-    def __init__(self, loaded: LoadedModel, adopted: Adopted, form: str) -> None:
+    def __init__(
+        self, loaded: LoadedModel, adopted: Adopted, form: str, written: int = NUM_WRITTEN
+    ) -> None:
         self._form = form
         self._tolerance = adopted.tolerance
-        self._samples = write_samples(loaded, adopted.layout)
+        self._samples = write_samples(loaded, adopted.layout, written)
         self._expected = np.concatenate([_logits(loaded.module, each) for each in self._samples])
 
     def require_exact(self, folder: Path) -> Agreement:

@@ -1,50 +1,44 @@
 """Graph rewrites that leave the traced graph as a hand-written one would be.
 
-Weight matrices of one input are packed, residual additions join the norm behind them, and shapes
-are constants wherever they can be.
+Matrices of one input are packed, residual additions join the norm behind them, and shapes are
+constants wherever they can be.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
-import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 from onnx_ir.convenience import replace_all_uses_with
 
+from pard_rt.exporter.lower import layers_of
+from pard_rt.exporter.matrices import DOMAIN, LAYERS, PRODUCT
 
-def fuse(model: ir.Model, *, untie: bool = False) -> None:
+
+def fuse(model: ir.Model, joinable: Callable[[Sequence[str]], bool]) -> None:
     """Rewrite a traced graph in place; it computes the same.
 
-    `untie` gives an LM head that shares the embedding's weights a matrix of its own, which takes
-    its space on disk but can be quantized. Otherwise ONNX Runtime's own operator multiplies by the
-    embedding transposed; a graph of standard operators has it transposed at load, slowly.
+    Parameters
+    ----------
+    model
+        Still without matrices.
+    joinable
+        Whether the matrices of some layers can be put one under the other.
     """
     graph = model.graph
-    is_portable = all(node.op_type != "GroupQueryAttention" for node in graph)
-    for node in list(graph):
-        if node.op_type == "Transpose" and (weight := _initializer(node.inputs[0])) is not None:
-            if untie:
-                _transpose_now(graph, node)
-            elif not is_portable and weight.dtype == ir.DataType.FLOAT:
-                _multiply_transposed(node)
     for node in list(graph):
         if node.op_type == "Reshape":
             _simplify_reshape(graph, node)
     common.RemoveUnusedNodesPass()(model)
     for node in list(graph):
         if node.op_type == "GroupQueryAttention":
-            _pack_projections(graph, node)
+            _pack_projections(graph, node, joinable)
     for node in list(graph):
         if node.op_type == "SimplifiedLayerNormalization":
             _join_residual(graph, node)
+    graph.sort()
     common.RemoveUnusedNodesPass()(model)
-    common.RemoveUnusedOpsetsPass()(model)
-    if any(node.domain == "com.microsoft" for node in graph):
-        model.opset_imports["com.microsoft"] = 1
     common.ClearMetadataAndDocStringPass()(model)
 
 
@@ -86,102 +80,23 @@ def _constant(graph: ir.Graph, values: list[int]) -> ir.Value:
     return graph.initializers[name]
 
 
-def _initializer(value: ir.Value | None) -> ir.TensorProtocol | None:
-    return value.const_value if value is not None and value.is_initializer() else None
-
-
-def _linear(value: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value | None] | None:
-    """(x, weight, bias) of a value that is x @ weight (+ bias), used once."""
-    node, bias = value.producer(), None
-    if node is not None and node.op_type == "Add":
-        left, right = node.inputs
-        assert left is not None
-        assert right is not None
-        left, right = (right, left) if _initializer(left) is not None else (left, right)
-        bias, node = right, left.producer()
-        if _initializer(bias) is None or len(left.uses()) != 1:
-            return None
-    if node is None or node.op_type != "MatMul" or len(value.uses()) != 1:
-        return None
-    x, weight = node.inputs
-    assert x is not None
-    assert weight is not None
-    return None if _initializer(weight) is None else (x, weight, bias)
-
-
-def _pack_projections(graph: ir.Graph, attention: ir.Node) -> None:
+def _pack_projections(
+    graph: ir.Graph, attention: ir.Node, joinable: Callable[[Sequence[str]], bool]
+) -> None:
     """Three projections of one input become one, which GroupQueryAttention takes packed."""
-    parts = [_linear(value) for value in attention.inputs[:3] if value is not None]
-    found = [part for part in parts if part is not None]
-    if len(found) != 3 or len({id(x) for x, _, _ in found}) != 1:
+    parts = [value.producer() for value in attention.inputs[:3] if value is not None]
+    products = [part for part in parts if part is not None and part.op_type == PRODUCT]
+    if len(products) != 3 or any(len(part.outputs[0].uses()) != 1 for part in products):
         return
-    biases = [bias for _, _, bias in found if bias is not None]
-    if len(biases) not in (0, 3):
+    x = products[0].inputs[0]
+    layers = [layer for part in products for layer in layers_of(part)]
+    if any(part.inputs[0] is not x for part in products) or not joinable(layers):
         return
-    x = found[0][0]
-    stem = (found[0][1].name or "").removesuffix(".weight")
-    packed = ir.node("MatMul", [x, _concatenated(graph, f"{stem}.qkv", [w for _, w, _ in found])])
-    nodes = [packed]
-    if biases:
-        bias = _concatenated(graph, f"{stem}.qkv_bias", biases)
-        nodes.append(ir.node("Add", [packed.outputs[0], bias]))
-    graph.insert_before(attention, nodes)
-    out = nodes[-1].outputs[0]
-    for made in (out, packed.outputs[0]):
-        made.type = x.type
-    for index, value in enumerate((out, None, None)):
+    packed = ir.node(PRODUCT, [x], {LAYERS: layers}, domain=DOMAIN)
+    packed.outputs[0].type = products[0].outputs[0].type
+    graph.insert_before(attention, packed)
+    for index, value in enumerate((packed.outputs[0], None, None)):
         attention.replace_input_with(index, value)
-
-
-def _concatenated(graph: ir.Graph, name: str, values: Iterable[ir.Value]) -> ir.Value:
-    """Put weights side by side."""
-    tensors = [tensor for value in values if (tensor := value.const_value) is not None]
-    dims = [int(dim) for dim in tensors[0].shape.numpy()]
-    dims[-1] = sum(tensor.shape.numpy()[-1] for tensor in tensors)
-    return _lazy(
-        graph,
-        name,
-        tensors[0].dtype,
-        dims,
-        lambda: np.concatenate([tensor.numpy() for tensor in tensors], axis=-1),
-    )
-
-
-def _transpose_now(graph: ir.Graph, node: ir.Node) -> None:
-    """Replace the transpose of a weight matrix by a transposed weight matrix."""
-    tensor = _initializer(node.inputs[0])
-    assert tensor is not None
-    rows, columns = tensor.shape.numpy()
-    name = f"{node.outputs[0].name}.transposed"
-    value = _lazy(
-        graph, name, tensor.dtype, [columns, rows], lambda: np.ascontiguousarray(tensor.numpy().T)
-    )
-    replace_all_uses_with(node.outputs[0], value)
-    graph.remove(node, safe=True)
-
-
-def _multiply_transposed(transpose: ir.Node) -> None:
-    """Make products take weights as they lie, not transposed."""
-    for product, index in transpose.outputs[0].uses():
-        if (product.op_type, index) == ("MatMul", 1):
-            product.domain, product.op_type = "com.microsoft", "FusedMatMul"
-            product.attributes["transB"] = ir.AttrInt64("transB", 1)
-            product.replace_input_with(1, transpose.inputs[0])
-
-
-def _lazy(
-    graph: ir.Graph,
-    name: str,
-    dtype: ir.DataType,
-    dims: Sequence[int],
-    make: Callable[[], npt.NDArray[Any]],
-) -> ir.Value:
-    """Add a weight that is put together only while the graph is written."""
-    shape = ir.Shape(dims)
-    tensor = ir.LazyTensor(lambda: ir.Tensor(make()), dtype=dtype, shape=shape, name=name)
-    value = ir.Value(name=name, shape=shape, type=ir.TensorType(dtype), const_value=tensor)
-    graph.register_initializer(value)
-    return value
 
 
 def _join_residual(graph: ir.Graph, norm: ir.Node) -> None:

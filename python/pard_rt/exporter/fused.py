@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest import mock
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.onnx.ops import symbolic
 
-from pard_rt.exporter.blocks import ACCURACY_LEVEL, Blocks
+from pard_rt.exporter.matrices import DOMAIN, LAYERS, SCALE
 
 _TOLERANCE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 
@@ -20,38 +19,8 @@ _TOLERANCE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 @contextmanager
 def fused_modules(module: nn.Module) -> Iterator[None]:
     """While tracing, let RMS norms and GELUs of `module` become one operator each."""
-    with _forwards(module, lambda part: _fused_norm(part) or _fused_gelu(part)):
+    with _forwards(module, lambda name, part: _fused_norm(name, part) or _fused_gelu(part)):
         yield
-
-
-@contextmanager
-def multiplied_in_blocks(module: nn.Module, blocks: Mapping[str, Blocks]) -> Iterator[None]:
-    """While tracing, let linear layers named in `blocks` multiply by those, as MatMulNBits."""
-    parts = {part: blocks[name] for name, part in module.named_modules() if name in blocks}
-    with _forwards(module, lambda part: _product(part, parts[part]) if part in parts else None):
-        yield
-
-
-def _product(part: nn.Module, blocks: Blocks) -> Callable[[Tensor], Tensor]:
-    columns = len(blocks.scales)
-    arrays = [blocks.integers, blocks.scales.reshape(-1), blocks.minima, *blocks.factors]
-    integers, scales, *others = (
-        None if array is None else torch.from_numpy(np.ascontiguousarray(array)) for array in arrays
-    )
-    bias: Any = part.bias
-    given = [integers, scales, None, None, bias, *others]
-    while given[-1] is None:
-        given.pop()
-    attributes: dict[str, Any] = {"N": columns, "K": blocks.depth, "bits": blocks.bits}
-    attributes |= {"block_size": blocks.block, "accuracy_level": ACCURACY_LEVEL}
-    return lambda x: symbolic(
-        "com.microsoft::MatMulNBits",
-        (x, *given),
-        attributes,
-        dtype=x.dtype,
-        shape=(*x.shape[:-1], columns),
-        version=1,
-    )
 
 
 @contextmanager
@@ -66,11 +35,11 @@ def plain_norms(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _forwards(
-    module: nn.Module, replacement: Callable[[nn.Module], Callable[[Tensor], Tensor] | None]
+    module: nn.Module, replacement: Callable[[str, nn.Module], Callable[[Tensor], Tensor] | None]
 ) -> Iterator[None]:
     with ExitStack() as stack:
-        for part in module.modules():
-            forward = replacement(part)
+        for name, part in module.named_modules():
+            forward = replacement(name, part)
             if forward is not None:
                 stack.enter_context(mock.patch.object(part, "forward", forward))
         yield
@@ -88,7 +57,7 @@ def _probe(width: int, like: Tensor) -> Tensor:
     return torch.randn(3, width, generator=generator).to(like.device, like.dtype)
 
 
-def _norm(part: nn.Module) -> tuple[Tensor, float] | None:
+def norm_of(part: nn.Module) -> tuple[Tensor, float] | None:
     """Scale and epsilon of a module that is RMS norm with `weight` or 1 + `weight`."""
     parameters = dict(part.named_parameters())
     weight = parameters.get("weight")
@@ -103,23 +72,31 @@ def _norm(part: nn.Module) -> tuple[Tensor, float] | None:
     return None
 
 
-def _fused_norm(part: nn.Module) -> Callable[[Tensor], Tensor] | None:
+def _named_scale(name: str, scale: Tensor) -> Tensor:
+    """Return an operator that stands for the scale of the norm of that name."""
+    layers: dict[str, Any] = {LAYERS: [name]}
+    return symbolic(
+        f"{DOMAIN}::{SCALE}", (), layers, dtype=scale.dtype, shape=scale.shape, version=1
+    )
+
+
+def _fused_norm(name: str, part: nn.Module) -> Callable[[Tensor], Tensor] | None:
     """SimplifiedLayerNormalization for an RMS norm."""
-    norm = _norm(part)
+    norm = norm_of(part)
     if norm is None:
         return None
     scale, eps = norm
     return lambda x: symbolic(
         "SimplifiedLayerNormalization",
-        (x, scale),
+        (x, _named_scale(name, scale)),
         {"axis": -1, "epsilon": eps, "stash_type": 1},
         dtype=x.dtype,
         shape=x.shape,
     )
 
 
-def _plain_norm(part: nn.Module) -> Callable[[Tensor], Tensor] | None:
-    norm = _norm(part)
+def _plain_norm(name: str, part: nn.Module) -> Callable[[Tensor], Tensor] | None:
+    norm = norm_of(part)
     if norm is None:
         return None
     scale, eps = norm
@@ -127,7 +104,7 @@ def _plain_norm(part: nn.Module) -> Callable[[Tensor], Tensor] | None:
     def forward(x: Tensor) -> Tensor:
         wide = x.float()
         normed = wide / torch.sqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
-        return normed.to(x.dtype) * scale
+        return normed.to(x.dtype) * _named_scale(name, scale)
 
     return forward
 

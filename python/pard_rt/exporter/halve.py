@@ -33,12 +33,14 @@ def round_to_half(module: Any) -> None:
         parameter.copy_(half)
 
 
-def store_halved(model: ir.Model) -> None:
+def store_halved(model: ir.Model, *, matrices_only: bool = False) -> None:
     """Store as float16 what loses nothing by it; a Cast makes it float32, once, at load."""
     graph = model.graph
     for value in list(graph.initializers.values()):
         tensor = value.const_value
         if tensor is None or tensor.dtype != ir.DataType.FLOAT or value.is_graph_output():
+            continue
+        if matrices_only and len(tensor.shape) < 2:
             continue
         full = tensor.numpy()
         with np.errstate(over="ignore"):

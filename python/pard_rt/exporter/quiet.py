@@ -8,17 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from io import StringIO
 
-_TALKATIVE = ("torch.onnx", "onnxscript", "onnx_ir", "onnxruntime.quantization")
+_TALKATIVE = ("torch.onnx", "onnxscript", "onnx_ir")
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Let only errors of torch.onnx, onnxscript, onnx_ir and the quantizer through.
-
-    The root logger, which importing the quantizer configures, is left as it was.
-    """
-    root = logging.getLogger()
-    handlers, root_level = list(root.handlers), root.level
+    """Let only errors of torch.onnx, onnxscript and onnx_ir through."""
     talkative = {name: logging.getLogger(name) for name in logging.root.manager.loggerDict}
     levels = {
         logger: logger.level for name, logger in talkative.items() if name.startswith(_TALKATIVE)
@@ -36,8 +31,6 @@ def quiet() -> Iterator[None]:
     finally:
         for logger, level in levels.items():
             logger.setLevel(level)
-        root.setLevel(root_level)
-        root.handlers[:] = handlers
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pard_rt.pytorch.attention import AttentionCall, attend_rows, attending, causal_bias
-from pard_rt.pytorch.probe import OwnText, difference, own_text
+from pard_rt.pytorch.probe import OwnText, difference
 
 
 @dataclass(frozen=True)
@@ -94,8 +94,8 @@ def _leave(query: Tensor, key: Tensor, *args: Any, **kwargs: Any) -> tuple[Tenso
     return query, key
 
 
-def find_rope(module: Any, full: tuple[Tensor, Tensor] | None) -> RopeTables | None:
-    """Tables with which an attention that rotates for itself gives the module's own logits.
+def find_rope(module: Any, full: tuple[Tensor, Tensor] | None, text: OwnText) -> RopeTables | None:
+    """Tables with which an attention that rotates for itself gives the logits of a module's text.
 
     None where the module rotates in some other way, or not right before its attention.
     """
@@ -103,7 +103,6 @@ def find_rope(module: Any, full: tuple[Tensor, Tensor] | None) -> RopeTables | N
         return None
     cos, sin = full
     half = cos.shape[-1] // 2
-    text = own_text(module)
     for interleaved, columns in ((False, slice(half)), (True, slice(0, None, 2))):
         tables = RopeTables(cos[:, columns].contiguous(), sin[:, columns].contiguous(), interleaved)
         if _gives_own_logits(module, text, tables):

@@ -20,7 +20,7 @@ PROMPTS = (
     "def binary_search(items, wanted):\n    low, high = 0, len(items)\n    while low < high:\n",
     "Question: How do plants make sugar from light?\nAnswer: In their leaves,",
 )
-_NUM_WRITTEN = 16  # per prompt
+NUM_WRITTEN = 16  # per prompt
 _LONGEST_WINDOW = 1024  # longer sliding windows are not filled
 _PAST_WINDOW = 16  # rows behind a filled window
 
@@ -33,7 +33,7 @@ class Sample:
     first: int = 0
 
 
-def write_samples(loaded: LoadedModel, layout: CacheLayout) -> list[Sample]:
+def write_samples(loaded: LoadedModel, layout: CacheLayout, written: int) -> list[Sample]:
     """Let a module continue each prompt greedily; the longest text comes first.
 
     Where it has sliding windows, one text more fills them.
@@ -44,11 +44,13 @@ def write_samples(loaded: LoadedModel, layout: CacheLayout) -> list[Sample]:
         The module, adopted; its tokenizer and its `max_length`.
     layout
         Its cache.
+    written
+        Tokens behind each prompt.
     """
     limit = max(1, loaded.facts.max_length - 1)  # integer weights take the last position
     prompts = [ids for ids in loaded.tokenizer(list(PROMPTS))["input_ids"] if ids] or [[0]]
     prompts = [list(ids[: max(1, limit // 2)]) for ids in prompts]
-    count = min(_NUM_WRITTEN, limit - max(map(len, prompts)))
+    count = min(written, limit - max(map(len, prompts)))
     texts = [prompt + _continue(loaded.module, prompt, count) for prompt in prompts]
     samples = [Sample(text) for text in texts]
     windows = [w for w in layout.sliding_windows if w is not None and w <= _LONGEST_WINDOW]

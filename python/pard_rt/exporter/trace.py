@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import onnx_ir as ir
@@ -14,12 +14,13 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.onnx.ops import symbolic, symbolic_multi_out
 
 from pard_rt.errors import ModelError, first_line
-from pard_rt.exporter.blocks import Blocks
-from pard_rt.exporter.fused import fused_modules, multiplied_in_blocks, plain_norms
+from pard_rt.exporter.fused import fused_modules, plain_norms
+from pard_rt.exporter.matrices import named_matrices
 from pard_rt.exporter.quiet import silent
+from pard_rt.exporter.repeat import DiffersError, find_repeats, repeat, repeating
 from pard_rt.exporter.rope import RopeTables, find_rope, read_full_tables, tabled, unrotated
 from pard_rt.pytorch.attention import AttentionCall, attending, softmax_scores
-from pard_rt.pytorch.probe import CacheLayout
+from pard_rt.pytorch.probe import Adopted, CacheLayout
 
 OPSET = 18
 
@@ -197,52 +198,63 @@ class _Graph(nn.Module):
 
 def trace(
     module: Any,
-    layout: CacheLayout,
+    adopted: Adopted,
     form: str,
     max_length: int,
     *,
     head_on_all_rows: bool = False,
-    blocks: Mapping[str, Blocks] | None = None,
 ) -> ir.Model:
-    """Trace an adopted module (see `pard_rt.pytorch.probe.adopt`) in form "gqa" or "portable".
-
-    Linear layers named in `blocks` multiply by those in place of their weights ("gqa" only).
+    """Trace a module (see `pard_rt.pytorch.probe.adopt`) in form "gqa" or "portable".
 
     Returns
     -------
     onnx_ir.Model
-        Named and shaped as docs/onnx-folder.md says, not yet fused.
+        Named and shaped as docs/onnx-folder.md says; not yet fused, and in place of matrices and
+        embeddings with operators that name their layers.
 
     Raises
     ------
     ModelError
         PyTorch cannot trace or translate the module; the layer at fault is named.
     """
+    layout, text = adopted.layout, adopted.text
+    repeats = find_repeats(module, layout.num_layers)
     full = read_full_tables(module, max_length)
-    rope = find_rope(module, full) if form == "gqa" else None
-    arguments, shapes = _example(module, layout, form)
+    rope = find_rope(module, full, text) if form == "gqa" and text is not None else None
     with ExitStack() as stack:
         if full is not None:
             stack.enter_context(tabled(module, full))
         if rope is not None:
             stack.enter_context(unrotated(module))
         stack.enter_context(fused_modules(module) if form == "gqa" else plain_norms(module))
-        if blocks:
-            stack.enter_context(multiplied_in_blocks(module, blocks))
+        stack.enter_context(named_matrices(module))
         stack.enter_context(torch.no_grad())
-        graph = _Graph(module, form, rope, max_length, head_on_all_rows).eval()
         stack.enter_context(silent())
-        exported = None
-        try:
-            exported = torch.export.export(graph, arguments, dynamic_shapes=shapes, strict=False)
-            program = torch.onnx.export(
-                exported, (), dynamo=True, opset_version=OPSET, optimize=True, verbose=False
-            )
-        except Exception as error:  # every operator fails in its own way
-            raise _untraceable(module, exported, error) from error
+        graph = _Graph(module, form, rope, max_length, head_on_all_rows).eval()
+        model = None
+        if repeats is not None:
+            with repeating(module, repeats), suppress(DiffersError):
+                repeated = _traced(graph, layout, form)
+                repeat(repeated, module, repeats)
+                model = repeated
+        if model is None:
+            model = _traced(graph, layout, form)
+    _name(model, layout, form)
+    return model
+
+
+def _traced(graph: _Graph, layout: CacheLayout, form: str) -> ir.Model:
+    arguments, shapes = _example(graph.module, layout, form)
+    exported = None
+    try:
+        exported = torch.export.export(graph, arguments, dynamic_shapes=shapes, strict=False)
+        program = torch.onnx.export(
+            exported, (), dynamo=True, opset_version=OPSET, optimize=True, verbose=False
+        )
+    except Exception as error:  # every operator fails in its own way
+        raise _untraceable(graph.module, exported, error) from error
     if program is None:
         raise RuntimeError("torch.onnx.export gave no program")
-    _name(program.model, layout, form)
     return program.model
 
 

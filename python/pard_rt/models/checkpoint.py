@@ -17,7 +17,14 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from pard_rt.errors import InvalidArgumentError, ModelError, RuntimeMissingError, first_line
+from pard_rt.errors import (
+    InvalidArgumentError,
+    ModelError,
+    Notice,
+    RuntimeMissingError,
+    first_line,
+    notify,
+)
 from pard_rt.models.facts import (
     ModelFacts,
     facts_of,
@@ -28,7 +35,7 @@ from pard_rt.models.facts import (
 )
 from pard_rt.models.fields import Fields
 from pard_rt.models.files import check_weights, refuse_adapter, remote_code_error
-from pard_rt.models.find import display_name, locate
+from pard_rt.models.find import display_name, folder_size, locate, parts_of
 from pard_rt.models.options import OpenOptions
 from pard_rt.pytorch.quantized import quantized_error, refuse_unknown_method
 from pard_rt.pytorch.requirements import is_causal_lm, require_decoder
@@ -104,8 +111,22 @@ def load(
 def load_checkpoint(
     folder: Path, options: OpenOptions, *, need_tokenizer: bool = True
 ) -> LoadedModel:
-    """Load a Hugging Face directory; parameters and errors are those of `load`."""
+    """Load a Hugging Face directory or a GGUF file; parameters and errors are those of `load`."""
     require_device(options.device)
+    if folder.is_file():
+        from pard_rt.models.gguf import load_gguf
+
+        loaded = load_gguf(folder, options)
+        parameters = list(loaded.module.parameters())
+        taken = sum(each.numel() * each.element_size() for each in parameters) / 1e9
+        stored = sum(folder_size(part) for part in parts_of(folder)) / 1e9
+        notify(
+            Notice(
+                f"'{folder}' is dequantized, since PyTorch computes with floats",
+                f"Its weights take {taken:.3g} GB, and {stored:.3g} GB in the file.",
+            )
+        )
+        return replace(loaded, module=_put(loaded.module, str(folder), options.device))
     refuse_adapter(folder)
     name = str(folder)
     fields = Fields.read(folder / "config.json")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+from contextlib import suppress
 from pathlib import Path
 
 from pard_rt.errors import FolderError, InvalidArgumentError, first_line
@@ -27,21 +29,22 @@ _DEMO = {
 
 
 def locate(source: str | os.PathLike[str], options: OpenOptions | None = None) -> Path:
-    """Return the folder of a model, downloaded if `source` is a hub id.
+    """Return the folder or file of a model, downloaded if `source` is a hub id.
 
     Parameters
     ----------
     source
-        A directory; or an id such as ``Qwen/Qwen2.5-0.5B``, for which the hub's own environment
-        variables (HF_HOME, HF_TOKEN, HF_ENDPOINT, HF_HUB_OFFLINE) are heeded; or ``demo``,
-        ``demo/parallel`` or ``demo/classic``, the models of the demo. ``./demo`` is a directory.
+        A directory; or a GGUF file; or an id such as ``Qwen/Qwen2.5-0.5B``, for which the hub's own
+        environment variables (HF_HOME, HF_TOKEN, HF_ENDPOINT, HF_HUB_OFFLINE) are heeded; or
+        ``demo``, ``demo/parallel`` or ``demo/classic``, the models of the demo. ``./demo`` is a
+        directory.
     options
         Its `revision`, `token`, `cache_dir` and `trust_remote_code` are for the hub.
 
     Raises
     ------
     FolderError
-        There is no such directory, and the hub has no such model or cannot be reached.
+        There is no such directory or file, and the hub has no such model or cannot be reached.
     InvalidArgumentError
         A revision was given of what is not on the hub.
     """
@@ -49,29 +52,47 @@ def locate(source: str | os.PathLike[str], options: OpenOptions | None = None) -
     name = os.fspath(source)
     if source in _DEMO:
         return Path(__file__).parent.parent / "demo" / _DEMO[name]
-    path, found = _directory(name)
+    path, found = _there(name)
     if path is not None:
         _require_no_revision(path, options)
         return path
     if not isinstance(source, str) or not _may_be_id(name):
         raise FolderError(
-            f"There is no model folder '{name}'",
-            "a directory with a model, or a hub id",
+            f"There is no model '{name}'",
+            "a directory with a model, a GGUF file, or a hub id",
             found,
             "Check the path.",
         )
     return _download(name, options)
 
 
-def _directory(name: str) -> tuple[Path | None, str]:
-    """Return the directory of that name, or what is there instead."""
+def _there(name: str) -> tuple[Path | None, str]:
+    """Return the directory or GGUF file of that name, or what is there instead."""
     try:
         path = Path(name).expanduser()
-        if name and path.is_dir():
-            return path, "a directory"
+        if name and (path.is_dir() or is_gguf(path)):
+            return path, ""
         return None, "a file" if name and path.exists() else "nothing there"
     except (OSError, RuntimeError, ValueError) as error:  # too long a name, no such home, a NUL
         return None, first_line(error)
+
+
+def parts_of(file: Path) -> list[Path]:
+    """Return the files of a model that begins with this one, by its name."""
+    found = re.fullmatch(r"(.*)-00001-of-(\d{5})\.gguf", file.name)
+    if found is None:
+        return [file]
+    count = int(found[2])
+    return [file.with_name(f"{found[1]}-{i + 1:05}-of-{found[2]}.gguf") for i in range(count)]
+
+
+def is_gguf(path: Path) -> bool:
+    """Whether a path is that of a GGUF file: by its first bytes, or else by its name."""
+    if not path.is_file():
+        return False
+    with suppress(OSError), path.open("rb") as file:
+        return file.read(4) == b"GGUF" or path.suffix == ".gguf"
+    return path.suffix == ".gguf"
 
 
 def _download(name: str, options: OpenOptions) -> Path:
@@ -107,7 +128,7 @@ def _download(name: str, options: OpenOptions) -> Path:
 def _require_no_revision(path: Path, options: OpenOptions) -> None:
     if options.revision is not None:
         raise InvalidArgumentError(
-            f"'{path}' is a directory, which has no revisions",
+            f"'{path}' is a {'directory' if path.is_dir() else 'file'}, which has no revisions",
             "a hub id, if a revision is given",
             f"revision {options.revision!r}",
             "Leave revision out, or name the model by its hub id.",
@@ -122,7 +143,9 @@ def display_name(folder: Path) -> str:
 
 
 def folder_size(folder: Path) -> int:
-    """Bytes of the files of a folder."""
+    """Bytes of the files of a folder, or of a file."""
+    if folder.is_file():
+        return folder.stat().st_size
     return sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
 
 

@@ -1,19 +1,154 @@
-"""GGUF files, read by transformers: architecture, tokenizer and dequantized weights."""
+"""GGUF files: what transformers makes of them."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from unittest import mock
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from pard_rt.errors import ModelError, RuntimeMissingError, first_line
+from pard_rt.errors import Error, ModelError, RuntimeMissingError, first_line
 from pard_rt.models.checkpoint import LoadedModel, loaded_from
+from pard_rt.models.find import parts_of
 from pard_rt.models.options import OpenOptions
 
+if TYPE_CHECKING:
+    from gguf import GGUFReader
+
+ROPE_FACTORS = "rope_freqs.weight"
 _HEAD = "lm_head.weight"
+
+
+def open_gguf(file: Path) -> GGUFReader:
+    """Open a GGUF file; its tensors are mapped, not read.
+
+    Raises
+    ------
+    ModelError
+        It is none, or damaged.
+    RuntimeMissingError
+        The packages that read it are missing.
+    """
+    absent = [name for name in ("gguf", "accelerate") if find_spec(name) is None]
+    if absent:
+        raise RuntimeMissingError(
+            "GGUF files are read with packages that are not installed",
+            "gguf and accelerate",
+            f"no {' and no '.join(absent)}",
+            "Run: pip install 'pard-rt[export]'.",
+        )
+    with reading(file):
+        reader = _reader(file)
+    count = number(reader, "split.count", 1)
+    if count == 1:
+        return reader
+    if number(reader, "split.no", 0) != 0:
+        raise ModelError(
+            f"'{file}' is part {number(reader, 'split.no', 0) + 1} of a model of {count} files",
+            "the first of them, which says what the others hold",
+            "a later one",
+            "Name the first one, and leave the others beside it.",
+        )
+    parts = parts_of(file)
+    missing = [part for part in parts if not part.is_file()]
+    if len(parts) != count or missing:
+        raise ModelError(
+            f"'{file}' is the first of {count} files, and others are missing",
+            "all of them side by side, under the names they were published with",
+            f"no '{missing[0].name}'" if missing else f"names of {len(parts)}",
+            "Download the others into the same folder.",
+        )
+    for part in parts[1:]:
+        with reading(part):
+            reader.tensors.extend(_reader(part).tensors)
+    return reader
+
+
+def _reader(file: Path) -> GGUFReader:
+    from gguf import GGUFReader
+
+    class Reader(GGUFReader):
+        """Minds where a file ends, which gguf does not, and reads fields ten times as fast.
+
+        Sizes in a damaged file may be anything. A slice of a ``memmap`` costs ten of an array.
+        """
+
+        def _get(
+            self, offset: int, dtype: Any, count: int = 1, override_order: Any = None
+        ) -> npt.NDArray[Any]:
+            count, plain = int(count), self.data.view(np.ndarray)
+            if offset + np.dtype(dtype).itemsize * count > len(plain):
+                raise ValueError("it ends before what it says that it holds")
+            found: npt.NDArray[Any] = np.frombuffer(plain, dtype, count, offset)
+            order = self.byte_order if override_order is None else override_order
+            return found if order in "I=" else found.view(found.dtype.newbyteorder(order))
+
+    return Reader(file)
+
+
+def number(reader: GGUFReader, key: str, otherwise: int) -> int:
+    """Return a field of a file that is a number."""
+    field = reader.get_field(key)
+    return otherwise if field is None else int(field.contents())
+
+
+def text(reader: GGUFReader, key: str) -> str:
+    """Return a field of a file that is a string; empty where there is none."""
+    field = reader.get_field(key)
+    return "" if field is None else str(field.contents())
+
+
+@contextmanager
+def reading(file: Path) -> Iterator[None]:
+    """Turn what goes wrong inside the block into an error about the file."""
+    try:
+        yield
+    except (MemoryError, Error):
+        raise
+    except Exception as error:  # every malformed field fails in its own way
+        raise ModelError(
+            f"'{file}' cannot be read",
+            "a GGUF file of a decoder whose architecture transformers reads",
+            first_line(error),
+            "Download the file again; a new architecture may need a newer transformers.",
+        ) from error
+
+
+@contextmanager
+def parsed_once(reader: GGUFReader) -> Iterator[None]:
+    """Inside the block, let transformers take this reader where it would parse the file again."""
+    with mock.patch("gguf.GGUFReader", return_value=reader):
+        yield
+
+
+def config_and_tokenizer(file: Path, reader: GGUFReader) -> tuple[Any, Any]:
+    """Return what transformers makes of the fields of a file.
+
+    Raises
+    ------
+    ModelError
+        It does not know the architecture, or fields are damaged.
+    """
+    architecture = text(reader, "general.architecture")
+    scaling = text(reader, f"{architecture}.rope.scaling.type")
+    if scaling not in ("", "none"):
+        raise ModelError(
+            f"'{file}' scales its rotary embedding, which transformers does not read from a GGUF",
+            "none",
+            scaling,
+            "Export the checkpoint that the file was made from.",
+        )
+    with reading(file), parsed_once(reader):
+        config: Any = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
+        tokenizer: Any = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    return config, tokenizer
 
 
 def load_gguf(file: Path, options: OpenOptions) -> LoadedModel:
@@ -31,43 +166,38 @@ def load_gguf(file: Path, options: OpenOptions) -> LoadedModel:
     ModelError
         The file is damaged, or of an architecture that transformers does not read.
     RuntimeMissingError
-        The package gguf is missing.
+        The packages that read it are missing.
     """
-    absent = [name for name in ("gguf", "accelerate") if find_spec(name) is None]
-    if absent:
-        raise RuntimeMissingError(
-            "GGUF files are read with packages that are not installed",
-            "gguf and accelerate",
-            f"no {' and no '.join(absent)}",
-            "Run: pip install 'pard-rt[export]'.",
-        )
-    where: dict[str, Any] = {"gguf_file": file.name}
+    reader = open_gguf(file)
+    config, tokenizer = config_and_tokenizer(file, reader)
     dtype = torch.float32 if options.dtype == "auto" else options.dtype
-    try:
-        config = AutoConfig.from_pretrained(file.parent, **where)
-        tokenizer = AutoTokenizer.from_pretrained(file.parent, **where)
+    with reading(file), parsed_once(reader):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            file.parent, config=config, dtype=dtype, output_loading_info=True, **where
+            file.parent, config=config, dtype=dtype, output_loading_info=True, gguf_file=file.name
         )
-        module, report = loaded
-    except MemoryError:
-        raise
-    except Exception as error:  # every malformed field fails in its own way
-        raise ModelError(
-            f"'{file}' cannot be read",
-            "a GGUF file of a decoder whose architecture transformers reads",
-            first_line(error),
-            "Download the file again; a new architecture may need a newer transformers.",
-        ) from error
-    missing = sorted(set(report["missing_keys"]) - {_HEAD})
+    module, report = loaded
+    require_all(file, set(report["missing_keys"]) - {_HEAD})
+    if _HEAD in report["missing_keys"]:  # the tensors say that it is tied, whatever the file does
+        module.get_output_embeddings().weight = module.get_input_embeddings().weight
+    scale_rope(module, reader)
+    module = module.eval().requires_grad_(False)
+    return loaded_from(module, options, file.stem, tokenizer=tokenizer)
+
+
+def scale_rope(module: Any, reader: GGUFReader) -> None:
+    """Divide rotary frequencies as Llama 3.1's files say, which transformers passes over."""
+    factors = [tensor for tensor in reader.tensors if tensor.name == ROPE_FACTORS]
+    if factors:
+        frequencies = module.base_model.rotary_emb.inv_freq
+        frequencies /= torch.from_numpy(np.array(factors[0].data, dtype=np.float32))
+
+
+def require_all(file: Path, missing: set[str]) -> None:
+    """Refuse a file that lacks weights."""
     if missing:
         raise ModelError(
             f"'{file}' lacks {len(missing)} of the model's weights",
             "a weight for every parameter",
-            f"missing: {', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}",
+            f"missing: {', '.join(sorted(missing)[:3])}{', ...' if len(missing) > 3 else ''}",
             "Download the file again.",
         )
-    if _HEAD in report["missing_keys"]:  # the tensors say that it is tied, whatever the file does
-        module.get_output_embeddings().weight = module.get_input_embeddings().weight
-    module = module.eval().requires_grad_(False)
-    return loaded_from(module, options, file.stem, tokenizer=tokenizer)

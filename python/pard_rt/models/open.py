@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pard_rt.errors import FolderError, InvalidArgumentError, requiring
-from pard_rt.models.find import locate
+from pard_rt.models.converted import converted
+from pard_rt.models.find import is_gguf, locate
 from pard_rt.models.onnx_folder import open_onnx_folder
 from pard_rt.models.opened import OpenedModel
 from pard_rt.models.options import Backend, OpenOptions
@@ -28,27 +29,34 @@ def _open_checkpoint(path: Path, options: OpenOptions) -> OpenedModel:
     return open_checkpoint(path, options)
 
 
+def _open_gguf(path: Path, options: OpenOptions) -> OpenedModel:
+    if options.backend == "torch":
+        return _open_checkpoint(path, options)
+    return open_onnx_folder(converted(path), options)
+
+
 @dataclass(frozen=True)
 class Format:
-    """A kind of model folder."""
+    """A kind of model."""
 
     name: str
-    backend: Backend
+    backends: tuple[Backend, ...]  # that it runs in; in the first, unless another is asked for
     marks: tuple[str, ...]  # files any of which tells it from other folders
     open: Callable[[Path, OpenOptions], OpenedModel]
 
 
 ONNX_FOLDER = Format(
-    "an ONNX folder", "onnx", ("pard_rt.json", "genai_config.json"), open_onnx_folder
+    "an ONNX folder", ("onnx",), ("pard_rt.json", "genai_config.json"), open_onnx_folder
 )
 CHECKPOINT = Format(
-    "a Hugging Face directory", "torch", ("config.json", "adapter_config.json"), _open_checkpoint
+    "a Hugging Face directory", ("torch",), ("config.json", "adapter_config.json"), _open_checkpoint
 )
-FORMATS = (ONNX_FOLDER, CHECKPOINT)  # the first that fits counts
+GGUF = Format("a GGUF file", ("onnx", "torch"), (), _open_gguf)
+FORMATS = (ONNX_FOLDER, CHECKPOINT, GGUF)  # the first that fits counts
 
 
 def format_of(path: Path) -> Format:
-    """Tell what a model folder is.
+    """Tell what a model is.
 
     Raises
     ------
@@ -56,9 +64,11 @@ def format_of(path: Path) -> Format:
         It is none that is known.
     """
     kinds = " or ".join(each.name for each in FORMATS)
+    if is_gguf(path):
+        return GGUF
     if not path.is_dir():
         raise FolderError(
-            f"There is no model folder '{path}'",
+            f"There is no model '{path}'",
             kinds,
             "a file" if path.exists() else "nothing there",
             "Check the path.",
@@ -81,8 +91,8 @@ def open_model(source: Source, options: OpenOptions | None = None) -> OpenedMode
     Parameters
     ----------
     source
-        A folder or a hub id (see `locate`), or a module in memory: a model of transformers, or what
-        `pard_rt.wrap` or `pard_rt.load` returned.
+        A folder, a GGUF file or a hub id (see `locate`), or a module in memory: a model of
+        transformers, or what `pard_rt.wrap` or `pard_rt.load` returned.
     options
         How; the defaults are those of `OpenOptions`.
 
@@ -103,8 +113,8 @@ def open_model(source: Source, options: OpenOptions | None = None) -> OpenedMode
         )
     path = locate(source, options)
     kind = format_of(path)
-    if options.backend not in ("auto", kind.backend):
-        wanted = next(each for each in FORMATS if each.backend == options.backend)
+    if options.backend not in ("auto", *kind.backends):
+        wanted = next(each for each in FORMATS if options.backend in each.backends)
         raise InvalidArgumentError(
             f"'{path}' does not run in the backend {options.backend}",
             wanted.name,

@@ -30,7 +30,10 @@ from pard_rt.text import TokenText
 
 
 def open_checkpoint(path: Path, options: OpenOptions) -> OpenedModel:
-    """Open a Hugging Face directory without trying it; errors are those of `open_model`."""
+    """Open a Hugging Face directory or a GGUF file without trying it.
+
+    Errors are those of `open_model`.
+    """
     hush_transformers()
     loaded = load_checkpoint(path, options, need_tokenizer=False)
 
@@ -39,8 +42,8 @@ def open_checkpoint(path: Path, options: OpenOptions) -> OpenedModel:
             return TokenText.of_folder(path, loaded.facts.num_tokens)  # says what is missing
         return TokenText.of_tokenizer(loaded.tokenizer, loaded.facts.num_tokens)
 
-    generation = read_generation_config(path)
-    return _opened(loaded, str(path), "Hugging Face directory", options, text, generation)
+    kind = "Hugging Face directory" if path.is_dir() else "GGUF file"
+    return _opened(loaded, str(path), kind, options, text, read_generation_config(path))
 
 
 def open_module(source: Any, options: OpenOptions) -> OpenedModel:

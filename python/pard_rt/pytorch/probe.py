@@ -48,6 +48,7 @@ class Adopted:
 
     layout: CacheLayout
     tolerance: float  # for its logits in whatever way rows are computed: see `tolerance`
+    text: OwnText | None = None  # that it was tried on, where transformers runs it
 
 
 @contextmanager
@@ -62,7 +63,7 @@ def attention_implementation(module: nn.Module, name: str) -> Iterator[None]:
         config._attn_implementation = before
 
 
-def adopt(module: Any, max_length: int) -> Adopted:
+def adopt(module: Any, max_length: int, written: int = _WRITTEN) -> Adopted:
     """Route a decoder's attention through the seam, in place, and prove that it computes the same.
 
     This changes the module's configuration, so it has to be its own.
@@ -73,6 +74,8 @@ def adopt(module: Any, max_length: int) -> Adopted:
         A ``PreTrainedModel`` for causal language modelling.
     max_length
         Most positions a sequence will have.
+    written
+        Tokens that it writes to be tried on.
 
     Raises
     ------
@@ -90,7 +93,7 @@ def adopt(module: Any, max_length: int) -> Adopted:
         "logits of token ids at given positions, by attention of transformers' registry",
         "Use another architecture.",
     ):
-        return _compare_with_eager(module, max_length)
+        return _compare_with_eager(module, max_length, written)
 
 
 @contextmanager
@@ -243,7 +246,7 @@ def new_cache(module: Any) -> dict[str, DynamicCache]:
 
 
 @torch.inference_mode()
-def own_text(module: Any, count: int = _WRITTEN) -> OwnText:
+def own_text(module: Any, count: int) -> OwnText:
     """Let a module write `count` tokens, and see how far its own computation of them differs.
 
     A module that amplifies rounding differs from itself when the text is cut otherwise. So what
@@ -277,8 +280,8 @@ def own_text(module: Any, count: int = _WRITTEN) -> OwnText:
 
 
 @torch.inference_mode()
-def _compare_with_eager(module: Any, max_length: int) -> Adopted:
-    text = own_text(module, max(2, min(_WRITTEN, max_length)))
+def _compare_with_eager(module: Any, max_length: int, written: int) -> Adopted:
+    text = own_text(module, max(2, min(written, max_length)))
     length = text.tokens.shape[1]
     positions = torch.arange(length, device=text.tokens.device)[None]
 
@@ -308,4 +311,4 @@ def _compare_with_eager(module: Any, max_length: int) -> Adopted:
             "Its attention does something of its own, or its quantized weights make a row depend "
             "on others; use other weights or another architecture.",
         )
-    return Adopted(layout, text.tolerance)
+    return Adopted(layout, text.tolerance, text)

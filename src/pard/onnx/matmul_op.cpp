@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "matmul_kernel.h"
+#include "op_node.h"
 #include "op_run.h"
 #include "packed_weights.h"
 #include "pard/error.h"
@@ -57,11 +58,9 @@ void Product::compute(ort::KernelContext* context) const {
   const PackedMatrix& matrix = weights->matrix();
   const OpTensor input = run.input(rows_input);
   OpShape shape = input.shape;
-  const auto rank =
-      static_cast<std::size_t>(std::find(shape.begin(), shape.end(), absent) - shape.begin());
+  const std::size_t rank = input.rank();
   run.require(rank > 0 && shape[rank - 1] == matrix.depth, "rows that do not fit the weights");
-  std::int64_t rows = 1;
-  for (std::size_t i = 0; i + 1 < rank; ++i) rows *= shape[i];
+  std::int64_t rows = input.count() / matrix.depth;
   shape[rank - 1] = matrix.num_columns;
   float* output = run.output(0, std::span(shape.data(), rank));
   const float* first = input.floats();
@@ -108,80 +107,8 @@ void Product::compute(ort::KernelContext* context) const {
   });
 }
 
-// What a node says and holds, checked.
-class NodeReader {
- public:
-  NodeReader(const ort::Api& api, const ort::KernelInfo* info) : api_(api), info_(info) {
-    name_ =
-        text([&](char* name, std::size_t* size) { return api_.get_node_name(info_, name, size); });
-  }
-
-  std::string output_name() const {
-    return text(
-        [&](char* name, std::size_t* size) { return api_.get_output_name(info_, 0, name, size); });
-  }
-
-  std::int64_t attribute(const char* name, std::int64_t otherwise) const {
-    std::int64_t value = otherwise;
-    ort::Status* status = api_.get_int_attribute(info_, name, &value);
-    if (status == nullptr) return value;
-    api_.release_status(status);
-    return otherwise;
-  }
-
-  // Empty where the node does not have it.
-  OpTensor constant(std::size_t index) const {
-    int is_constant = 0;
-    const ort::Value* value = nullptr;
-    ort::Status* status = api_.get_constant_input(info_, index, &is_constant, &value);
-    if (status != nullptr) {
-      api_.release_status(status);
-      return {};
-    }
-    return is_constant != 0 ? read_tensor(api_, value) : OpTensor{};
-  }
-
-  // The bytes of an input that has so many elements of one of these types.
-  std::span<const std::byte> bytes(const char* what, const OpTensor& tensor,
-                                   std::initializer_list<ort::ElementType> types,
-                                   std::int64_t count) const {
-    std::int64_t actual = 1;
-    for (const std::int64_t size : tensor.shape) actual *= size == absent ? 1 : size;
-    const bool fits = std::find(types.begin(), types.end(), tensor.type) != types.end();
-    if (tensor.data == nullptr || !fits || actual != count) {
-      fail(
-          std::to_string(count) + " " + what + " as " + name_of(*types.begin()),
-          tensor.data == nullptr ? "none" : std::to_string(actual) + " as " + name_of(tensor.type));
-    }
-    return {static_cast<const std::byte*>(tensor.data),
-            static_cast<std::size_t>(count) * size_of(tensor.type)};
-  }
-
-  [[noreturn]] void fail(const std::string& expected, const std::string& actual) const {
-    throw FolderError({"Weights of the node '" + name_ + "' do not fit its product", expected,
-                       actual, "Copy or export the folder again."});
-  }
-
- private:
-  // What a function of the C API writes, which first says how long it is.
-  template <class Get>
-  std::string text(const Get& get) const {
-    std::size_t size = 0;
-    ort::Status* status = get(nullptr, &size);
-    if (status != nullptr) api_.release_status(status);
-    std::string written(size, '\0');
-    check_status(api_, get(written.data(), &size));
-    return written.c_str();
-  }
-
-  const ort::Api& api_;
-  const ort::KernelInfo* info_;
-  std::string name_;
-};
-
 std::unique_ptr<Product> read_product(const MatmulOp& op, const ort::KernelInfo* info) {
-  using enum ort::ElementType;
-  const NodeReader node(op.api, info);
+  const OpNode node(op.api, info);
   BlockWeights weights{.num_columns = node.attribute("N", 0),
                        .depth = node.attribute("K", 0),
                        .bits = static_cast<int>(node.attribute("bits", 4)),
@@ -192,37 +119,17 @@ std::unique_ptr<Product> read_product(const MatmulOp& op, const ort::KernelInfo*
     node.fail("N and K of at least 1",
               std::to_string(weights.num_columns) + " and " + std::to_string(weights.depth));
   }
-  const std::int64_t columns = weights.num_columns;
-  const std::int64_t blocks = weights.num_blocks();
-  const OpTensor scales = node.constant(scales_input);
-  weights.integers = node.bytes("integers", node.constant(integers_input), {u8},
-                                columns * blocks * (weights.block * weights.bits / 8));
-  const std::int64_t spans = weights.num_spans();
-  if (const OpTensor factors = node.constant(scale_factors_input); factors.data != nullptr) {
-    weights.scale_type = ScaleType::factored;
-    weights.scales = node.bytes("scales", scales, {i8}, columns * blocks);
-    weights.scale_factors = node.bytes("factors of scales", factors, {f16}, columns * spans);
-  } else {
-    weights.scales = node.bytes("scales", scales, {f32, f16}, columns * blocks);
-    weights.scale_type = scales.type == f16 ? ScaleType::float16 : ScaleType::float32;
-  }
-  if (const OpTensor points = node.constant(zero_points_input); points.data != nullptr) {
-    const std::int64_t bytes = weights.bits == 8 ? blocks : (blocks + 1) / 2;
-    weights.zero_points = node.bytes("bytes of zero points", points, {u8}, columns * bytes);
-  }
-  if (const OpTensor minima = node.constant(minima_input); minima.data != nullptr) {
-    if (!weights.zero_points.empty()) node.fail("minima or zero points", "both");
-    weights.minima = node.bytes("minima", minima, {scales.type}, columns * blocks);
-    if (weights.scale_type == ScaleType::factored) {
-      weights.minimum_factors = node.bytes(
-          "factors of minima", node.constant(minimum_factors_input), {f16}, columns * spans);
-    }
-  }
+  node.read_blocks(weights, {.integers = integers_input,
+                             .scales = scales_input,
+                             .zero_points = zero_points_input,
+                             .minima = minima_input,
+                             .scale_factors = scale_factors_input,
+                             .minimum_factors = minimum_factors_input});
   auto kernel = std::make_unique<Product>(
       Product{.api = op.api, .op = op, .is_head = node.output_name() == op.logits});
   if (const OpTensor bias = node.constant(addends_input); bias.data != nullptr) {
-    node.bytes("addends", bias, {f32}, columns);
-    kernel->bias.assign(bias.floats(), bias.floats() + columns);
+    node.bytes("addends", bias, {ort::ElementType::f32}, weights.num_columns);
+    kernel->bias.assign(bias.floats(), bias.floats() + weights.num_columns);
   }
   const int cores = static_cast<int>(std::thread::hardware_concurrency());
   try {

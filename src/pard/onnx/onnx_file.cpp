@@ -11,6 +11,7 @@
 #include <system_error>
 
 #include "attention_op.h"
+#include "gather_op.h"
 #include "matmul_op.h"
 #include "pard/error.h"
 
@@ -62,6 +63,17 @@ class Message {
       fail();
     }
     return field;
+  }
+
+  // The integers of a field that is repeated: one by one, or all in one.
+  void append(const Field& field, std::vector<std::int64_t>& integers) const {
+    if (!field.bytes) {
+      integers.push_back(static_cast<std::int64_t>(field.value));
+      return;
+    }
+    for (Message packed = inside(field); !packed.rest_.empty();) {
+      integers.push_back(static_cast<std::int64_t>(packed.varint()));
+    }
   }
 
   Message inside(const Field& field) const { return {*field.bytes, file_}; }
@@ -135,16 +147,20 @@ std::uint64_t to_number(std::string_view text) {
   return value;
 }
 
-struct NamedType {
+struct Weight {
   std::string_view name;
   ort::ElementType type{};
+  std::vector<std::int64_t> shape{};
 };
+using Weights = std::map<std::string_view, Weight>;
 
-// TensorProto: data_type = 2, name = 8, external_data = 13, each a key = 1 and a value = 2.
-NamedType summarize_tensor(Message tensor, OnnxFileSummary& summary) {
-  NamedType summarized;
+// TensorProto: dims = 1, data_type = 2, name = 8, external_data = 13, each a key = 1 and a value
+// = 2.
+Weight summarize_tensor(Message tensor, OnnxFileSummary& summary) {
+  Weight summarized;
   std::map<std::string_view, std::string_view> external;
   while (const auto field = tensor.next()) {
+    if (field->number == 1) tensor.append(*field, summarized.shape);
     if (field->number == 8 && field->bytes) summarized.name = *field->bytes;
     if (field->number == 2) summarized.type = static_cast<ort::ElementType>(field->value);
     if (field->number != 13 || !field->bytes) {
@@ -192,44 +208,71 @@ bool is_plain(const Attribute& attribute) {
   return holds(any) || is_window || (holds(on) && attribute.value == 1) || (holds(off) && is_off);
 }
 
-// Whether the attributes of a MatMulNBits, those not named at 0, are what matmul_op.h takes.
-bool is_plain_product(std::map<std::string_view, std::int64_t> attributes) {
+using Attributes = std::map<std::string_view, std::int64_t>;
+
+// A node with blocks of integers, whose inputs' types are known when the graph has been walked.
+struct BlockNode {
+  bool is_product = true;  // MatMulNBits; else GatherBlockQuantized
+  std::array<std::string_view, matmul_op_inputs> inputs{};
+  std::int64_t bits = 0;
+  std::int64_t block = 0;
+  bool is_plain = false;  // as far as its attributes say
+
+  bool takes(const Weights& weights) const;
+};
+static_assert(gather_op_inputs <= matmul_op_inputs);
+
+// What the attributes of such a node say, those not named at 0, and whether ours take them.
+BlockNode read_block_node(bool is_product, Attributes attributes) {
   const auto take = [&](std::string_view name, std::int64_t otherwise) {
     const auto found = attributes.find(name);
     const std::int64_t value = found == attributes.end() ? otherwise : found->second;
     attributes.erase(name);
     return value;
   };
-  const std::int64_t bits = take("bits", 4);
-  const std::int64_t block = take("block_size", 0);
-  const bool plain = (bits == 4 || bits == 8) && take("accuracy_level", 0) == 4 &&
-                     (block == 16 || block == 32 || block == 64 || block == 128);
-  take("K", 0);
-  take("N", 0);
-  return plain && std::all_of(attributes.begin(), attributes.end(),
-                              [](const auto& other) { return other.second == 0; });
+  BlockNode node{.is_product = is_product,
+                 .bits = take("bits", 4),
+                 .block = take("block_size", is_product ? 0 : 128)};
+  const std::int64_t block = node.block;
+  node.is_plain = (node.bits == 4 || node.bits == 8) &&
+                  (block == 16 || block == 32 || block == 64 || block == 128);
+  if (is_product) {
+    node.is_plain &= take("accuracy_level", 0) == 4;
+    take("K", 0);
+    take("N", 0);
+  } else {
+    node.is_plain &= take("quantize_axis", 1) == 1;
+  }
+  node.is_plain &= std::all_of(attributes.begin(), attributes.end(),
+                               [](const auto& other) { return other.second == 0; });
+  return node;
 }
 
-// A MatMulNBits node's inputs, whose types are known when the graph has been walked.
-using ProductInputs = std::array<std::string_view, matmul_op_inputs>;
-
-bool are_constants(const ProductInputs& inputs,
-                   const std::map<std::string_view, ort::ElementType>& weights) {
+// Whether its weights are constants that ours take.
+bool BlockNode::takes(const Weights& weights) const {
   using enum ort::ElementType;
   const auto is = [&](std::size_t index, std::initializer_list<ort::ElementType> types) {
     const auto found = weights.find(inputs[index]);
     return found != weights.end() &&
-           std::find(types.begin(), types.end(), found->second) != types.end();
+           std::find(types.begin(), types.end(), found->second.type) != types.end();
   };
   const auto may_be = [&](std::size_t index, ort::ElementType type) {
     return inputs[index].empty() || is(index, {type});
   };
-  const bool plain = is(1, {u8}) && may_be(3, u8) && inputs[4].empty() && may_be(5, f32);
-  if (!inputs[7].empty()) {
-    return plain && is(2, {i8}) && may_be(6, i8) && is(7, {f16}) && may_be(8, f16);
+  const std::size_t own = is_product ? first_own_matmul_input : first_own_gather_input;
+  const std::size_t integers = is_product ? 1 : 0;
+  if (!is_plain || !is(integers, {u8}) || !may_be(3, u8)) return false;
+  if (is_product && !(inputs[4].empty() && may_be(5, f32))) return false;
+  if (!inputs[own + 1].empty()) {
+    return is(2, {i8}) && may_be(own, i8) && is(own + 1, {f16}) && may_be(own + 2, f16);
   }
-  return plain && is(2, {f32, f16}) && (inputs[6].empty() || is(6, {weights.at(inputs[2])})) &&
-         inputs[8].empty();
+  const bool plain = is(2, {f32, f16}) && inputs[own + 2].empty() &&
+                     (inputs[own].empty() || is(own, {weights.at(inputs[2]).type}));
+  const std::vector<std::int64_t>& shape = weights.at(inputs[integers]).shape;
+  if (is_product || shape.size() == 3) return plain;
+  // ONNX Runtime's own: scales have the type of the rows, and blocks need not be whole.
+  return plain && inputs[own].empty() && is(2, {f32}) && shape.size() == 2 &&
+         shape[1] % (block * bits / 8) == 0;
 }
 
 void summarize_graph(Message graph, OnnxFileSummary& summary, int depth);
@@ -253,14 +296,14 @@ Attribute read_attribute(Message message, OnnxFileSummary& summary, int depth) {
 
 // NodeProto: input = 1, output = 2, op_type = 4, attribute = 5. `depth`: graphs it lies inside.
 void summarize_node(Message node, OnnxFileSummary& summary, int depth,
-                    std::vector<ProductInputs>& products) {
+                    std::vector<BlockNode>& block_nodes) {
   std::string_view op_type;
   std::array<std::size_t, 2> counts{};
   std::array<std::size_t, 2> given{};  // inputs and outputs, up to the last that has a name
-  ProductInputs inputs;
+  std::array<std::string_view, matmul_op_inputs> inputs;
   bool has_positions_or_bias = false;
   bool plain = depth == 0;
-  std::map<std::string_view, std::int64_t> values;
+  Attributes values;
   while (const auto part = node.next()) {
     if (!part->bytes) continue;
     if (part->number == 1 || part->number == 2) {
@@ -293,12 +336,17 @@ void summarize_node(Message node, OnnxFileSummary& summary, int depth,
     summary.weight_bits.insert(values.contains(bits) ? values[bits] : 4);
     summary.weights_are_prepacked |=
         values["weight_prepacked"] > 0 || values["weights_prepacked"] > 0;
-    if (op_type == "MatMulNBits") {
-      summary.products_are_plain &=
-          depth == 0 && given[0] <= matmul_op_inputs && is_plain_product(values);
-      summary.products_are_ours |= given[0] > first_own_matmul_input;
-      products.push_back(inputs);
-    }
+  }
+  const bool is_product = op_type == "MatMulNBits";
+  if (is_product || op_type == "GatherBlockQuantized") {
+    BlockNode block_node = read_block_node(is_product, values);
+    block_node.inputs = inputs;
+    block_node.is_plain &=
+        depth == 0 && given[0] <= (is_product ? matmul_op_inputs : gather_op_inputs);
+    summary.products_are_ours |=
+        given[0] > (is_product ? first_own_matmul_input : first_own_gather_input);
+    if (!is_product) summary.table_bits.insert(block_node.bits);
+    block_nodes.push_back(block_node);
   }
 }
 
@@ -345,27 +393,31 @@ TensorSpec read_value_info(Message value) {
 // GraphProto: node = 1, initializer = 5, input = 11, output = 12.
 void summarize_graph(Message graph, OnnxFileSummary& summary, int depth) {
   if (depth > 32) graph.fail();
-  std::map<std::string_view, ort::ElementType> weights;
-  std::vector<ProductInputs> products;
+  Weights weights;
+  std::vector<BlockNode> block_nodes;
   while (const auto field = graph.next()) {
     if (!field->bytes) {
       continue;
     }
     if (field->number == 5) {
-      const NamedType tensor = summarize_tensor(graph.inside(*field), summary);
-      weights[tensor.name] = tensor.type;
+      Weight weight = summarize_tensor(graph.inside(*field), summary);
+      weights[weight.name] = std::move(weight);
     } else if (field->number == 1) {
-      summarize_node(graph.inside(*field), summary, depth, products);
+      summarize_node(graph.inside(*field), summary, depth, block_nodes);
     } else if (field->number == 11 && depth == 0) {
       summary.inputs.push_back(read_value_info(graph.inside(*field)));
     } else if (field->number == 12 && depth == 0) {
       summary.outputs.push_back(read_value_info(graph.inside(*field)));
     }
   }
-  if (depth > 0) return;
-  for (const ProductInputs& inputs : products) {
-    summary.products_are_plain &= are_constants(inputs, weights);
+  for (const BlockNode& node : block_nodes) {
+    (node.is_product ? summary.products_are_plain : summary.gathers_are_plain) &=
+        node.takes(weights);
+    const auto table = weights.find(node.inputs[0]);
+    summary.products_are_ours |=
+        !node.is_product && table != weights.end() && table->second.shape.size() > 2;
   }
+  if (depth > 0) return;
   // Old files list weights as inputs too.
   std::erase_if(summary.inputs,
                 [&](const TensorSpec& input) { return weights.contains(input.name); });
@@ -373,10 +425,13 @@ void summarize_graph(Message graph, OnnxFileSummary& summary, int depth) {
 
 // FunctionProto: node = 7.
 void summarize_function(Message function, OnnxFileSummary& summary) {
-  std::vector<ProductInputs> products;
+  std::vector<BlockNode> block_nodes;
   while (const auto field = function.next()) {
     if (field->number != 7 || !field->bytes) continue;
-    summarize_node(function.inside(*field), summary, 1, products);
+    summarize_node(function.inside(*field), summary, 1, block_nodes);
+  }
+  for (const BlockNode& node : block_nodes) {
+    (node.is_product ? summary.products_are_plain : summary.gathers_are_plain) = false;
   }
 }
 
@@ -407,6 +462,7 @@ OnnxFileSummary summarize_onnx(std::string_view bytes, const std::string& file) 
     const bool plain = input.type == f32 || input.type == i32 || input.type == i64;
     summary.attention_is_plain &= plain;
     summary.products_are_plain &= plain;
+    summary.gathers_are_plain &= plain;
   }
   return summary;
 }

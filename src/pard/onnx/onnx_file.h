@@ -26,7 +26,9 @@ struct OnnxFileSummary {
   // Whether every MatMulNBits is what matmul_op.h computes: float32 rows that may be rounded to 8
   // bits, constant weights of 4 or 8 bits in order; and none lies in a subgraph.
   bool products_are_plain = true;
-  bool products_are_ours = false;  // they have inputs that ONNX Runtime's operator lacks
+  // Whether every GatherBlockQuantized is what gather_op.h computes.
+  bool gathers_are_plain = true;
+  bool products_are_ours = false;  // of both, one is what ONNX Runtime's operator does not take
 
   // Whether a GroupQueryAttention normalizes queries and keys itself.
   bool attention_normalizes = false;
@@ -38,6 +40,7 @@ struct OnnxFileSummary {
   std::int64_t dropping_window = 0;
 
   std::set<std::int64_t> weight_bits;  // of MatMulNBits and QMoE
+  std::set<std::int64_t> table_bits;   // of GatherBlockQuantized
   bool weights_are_prepacked = false;  // for a GPU's kernels: other kernels read them as garbage
 
   // Files with weights that lie beside the graph, and the bytes each must have at least.

@@ -77,6 +77,9 @@ SessionOptions session_options(const FolderContract& contract, const OnnxModelOp
   session.own_matmul =
       options.own_matmul && session.provider == "cpu" && contract.form == GraphForm::gqa &&
       !contract.file_summary.weight_bits.empty() && contract.file_summary.products_are_plain;
+  session.own_gather =
+      options.own_matmul && session.provider == "cpu" && contract.form == GraphForm::gqa &&
+      !contract.file_summary.table_bits.empty() && contract.file_summary.gathers_are_plain;
   session.logits = contract.names.logits;
   return session;
 }
@@ -110,8 +113,10 @@ bool uses_own_attention(const FolderContract& contract, const OnnxModelOptions& 
 // weights.
 bool uses_own_matmul(const FolderContract& contract, const OnnxModelOptions& options,
                      const OrtLibrary& library) {
-  const bool own = session_options(contract, options).own_matmul;
-  if (!own && contract.file_summary.products_are_ours) {
+  const SessionOptions session = session_options(contract, options);
+  const OnnxFileSummary& summary = contract.file_summary;
+  const bool gathers = session.own_gather || summary.table_bits.empty();
+  if (summary.products_are_ours && !(session.own_matmul && gathers)) {
     throw ModelError(
         {"The products of model '" + contract.name + "' run only in pard-rt's kernels",
          "provider 'cpu', own_matmul = true, and every MatMulNBits with constant "
@@ -120,13 +125,17 @@ bool uses_own_matmul(const FolderContract& contract, const OnnxModelOptions& opt
              "' and own_matmul = " + (options.own_matmul ? "true" : "false"),
          "Open the folder on the CPU, or export the model again for other providers."});
   }
-  if (!own && contract.file_summary.weight_bits.contains(8) && !library.is_at_least(22)) {
+  const auto require = [&](bool holds, int version, const char* reason) {
+    if (holds || library.is_at_least(version)) return;
     throw RuntimeMissing({"Model '" + contract.name + "' needs a newer ONNX Runtime",
-                          "version 1.22 or later, whose MatMulNBits takes weights of 8 bits",
+                          "version 1." + std::to_string(version) + " or later, " + reason,
                           "version " + library.version() + ", '" + library.path() + "'",
                           "Install it with: pip install -U onnxruntime."});
-  }
-  return own;
+  };
+  require(session.own_matmul || !summary.weight_bits.contains(8), 22,
+          "whose MatMulNBits takes weights of 8 bits");
+  require(gathers, 23, "whose GatherBlockQuantized knows how many bits numbers have");
+  return session.own_matmul;
 }
 
 std::shared_ptr<const Memory> kv_memory(const std::shared_ptr<const OrtLibrary>& library,

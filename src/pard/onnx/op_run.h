@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <cstdint>
@@ -21,6 +22,15 @@ struct OpTensor {
   OpShape shape{absent, absent, absent, absent};
 
   float* floats() const { return static_cast<float*>(data); }
+
+  std::size_t rank() const {
+    return static_cast<std::size_t>(std::find(shape.begin(), shape.end(), absent) - shape.begin());
+  }
+  std::int64_t count() const {
+    std::int64_t product = 1;
+    for (std::size_t i = 0; i < rank(); ++i) product *= shape[i];
+    return product;
+  }
 };
 
 inline void check_status(const ort::Api& api, ort::Status* status) {

@@ -4,105 +4,19 @@
 
 #include <algorithm>
 #include <array>
-#include <atomic>
 #include <bit>
-#include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <map>
 #include <mutex>
 #include <new>
-#include <optional>
-#include <stdexcept>
-#include <thread>
 #include <vector>
 
 namespace pard {
 
 namespace {
 
-constexpr std::size_t bytes_per_thread = 1 << 20;
 constexpr std::size_t huge_page = 1 << 21;
-
-// Calls task(begin, end) for parts of [0, count), on several threads where there is much to do.
-template <class Task>
-void in_parts(std::int64_t count, std::size_t bytes, int threads, const Task& task) {
-  const auto useful = static_cast<std::int64_t>(bytes / bytes_per_thread);
-  const std::int64_t parts = std::clamp<std::int64_t>(useful, 1, std::max(threads, 1));
-  const auto begin_of = [&](std::int64_t part) { return count * part / parts; };
-  std::vector<std::jthread> others;
-  for (std::int64_t part = 1; part < parts; ++part) {
-    others.emplace_back([&, part] { task(begin_of(part), begin_of(part + 1)); });
-  }
-  task(0, begin_of(1));
-}
-
-// Between finite float16 and float32. Nothing on the way is subnormal in float32: a caller may have
-// such numbers flushed to zero.
-constexpr std::uint32_t exponent_apart = 127 - 15;
-constexpr std::uint32_t first_normal_half = 0x0400;
-
-float from_half(std::uint16_t half) {
-  const std::uint32_t magnitude = half & 0x7FFFU;
-  const float value = magnitude < first_normal_half
-                          ? static_cast<float>(magnitude) * 0x1p-24F
-                          : std::bit_cast<float>((magnitude << 13) + (exponent_apart << 23));
-  return (half & 0x8000U) != 0 ? -value : value;
-}
-
-// The float16 that a float32 is, where it is one.
-std::optional<std::uint16_t> as_half(float value) {
-  const float magnitude = std::abs(value);
-  if (magnitude > 65504.0F) return std::nullopt;
-  const std::uint32_t bits =
-      magnitude < 0x1p-14F
-          ? static_cast<std::uint32_t>(magnitude * 0x1p24F)
-          : (std::bit_cast<std::uint32_t>(magnitude) >> 13) - (exponent_apart << 10);
-  const auto half = static_cast<std::uint16_t>(bits | (std::signbit(value) ? 0x8000U : 0U));
-  return from_half(half) == value ? std::optional(half) : std::nullopt;
-}
-
-template <class T>
-T read(std::span<const std::byte> bytes, std::size_t index) {
-  T value;
-  std::memcpy(&value, bytes.data() + index * sizeof(T), sizeof(T));
-  return value;
-}
-
-// Whether a test holds for all numbers of a type, tried on up to `threads` threads.
-template <class T, class Test>
-bool all_of(std::span<const std::byte> numbers, int threads, const Test& test) {
-  std::atomic<bool> holds = true;
-  in_parts(static_cast<std::int64_t>(numbers.size() / sizeof(T)), numbers.size(), threads,
-           [&](std::int64_t begin, std::int64_t end) {
-             for (std::int64_t i = begin; i < end && holds; ++i) {
-               if (!test(read<T>(numbers, static_cast<std::size_t>(i)))) holds = false;
-             }
-           });
-  return holds;
-}
-
-// How scales and minima are to be stored: as float16 where they all are.
-ScaleType stored_type(const BlockWeights& weights, int threads) {
-  const auto float_is_finite = [](float value) { return std::isfinite(value); };
-  const auto half_is_finite = [](std::uint16_t half) { return (half & 0x7C00U) != 0x7C00U; };
-  const auto is_half = [](float value) { return as_half(value).has_value(); };
-  const auto all = [&]<class T>(T, std::span<const std::byte> a, std::span<const std::byte> b,
-                                const auto& test) {
-    return all_of<T>(a, threads, test) && all_of<T>(b, threads, test);
-  };
-  bool finite = true;
-  if (weights.scale_type == ScaleType::float32) {
-    if (all(0.0F, weights.scales, weights.minima, is_half)) return ScaleType::float16;
-    finite = all(0.0F, weights.scales, weights.minima, float_is_finite);
-  } else if (weights.scale_type == ScaleType::float16) {
-    finite = all(std::uint16_t{}, weights.scales, weights.minima, half_is_finite);
-  } else {
-    finite = all(std::uint16_t{}, weights.scale_factors, weights.minimum_factors, half_is_finite);
-  }
-  if (!finite) throw std::invalid_argument("a scale or a minimum that is not finite");
-  return weights.scale_type;
-}
 
 // Puts a number, given as one type, where it is stored as another.
 void put(std::span<const std::byte> numbers, ScaleType given, std::size_t index, ScaleType stored,
@@ -168,16 +82,6 @@ void place_group(const BlockWeights& weights, const std::byte* source, int group
   }
 }
 
-std::byte zero_point_at(const BlockWeights& weights, std::int64_t column, std::int64_t block) {
-  const std::int64_t blocks = weights.num_blocks();
-  if (weights.bits == 8) {
-    return weights.zero_points[static_cast<std::size_t>(column * blocks + block)];
-  }
-  const std::int64_t bytes = (blocks + 1) / 2;
-  const std::byte both = weights.zero_points[static_cast<std::size_t>(column * bytes + block / 2)];
-  return block % 2 == 0 ? both & std::byte{0x0F} : both >> 4;
-}
-
 }  // namespace
 
 PackedWeights::PackedWeights(const BlockWeights& weights, const MatmulKernel& kernel, int threads) {
@@ -192,7 +96,7 @@ PackedWeights::PackedWeights(const BlockWeights& weights, const MatmulKernel& ke
     matrix_.offsets = PackedMatrix::Offsets::zero_points;
   }
 
-  matrix_.scales = stored_type(weights, threads);
+  matrix_.scales = weights.stored_type(threads);
 
   // Weights are read from end to end in every forward: large pages spare the walks to find them.
   const bool is_large = matrix_.bytes() >= 2 * huge_page;
@@ -238,7 +142,7 @@ void PackedWeights::pack_tile(const BlockWeights& weights, std::int64_t tile) {
         put(weights.minima, weights.scale_type, index, matrix_.scales,
             offsets + column * scale_bytes);
       } else if (matrix_.offsets == PackedMatrix::Offsets::zero_points) {
-        offsets[column] = zero_point_at(weights, first + c, b);
+        offsets[column] = static_cast<std::byte>(weights.zero_point(first + c, b));
       }
       const std::byte* source = weights.integers.data() + index * source_bytes;
       std::byte* out = block + matrix_.header_bytes() + 4 * column;

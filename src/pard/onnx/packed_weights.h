@@ -3,31 +3,11 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
-#include <span>
 
+#include "block_weights.h"
 #include "matmul_kernel.h"
 
 namespace pard {
-
-// Weights [num_columns, depth] as a MatMulNBits node holds them: blocks along the depth, the last
-// one filled up.
-struct BlockWeights {
-  std::int64_t num_columns = 0;
-  std::int64_t depth = 0;
-  int bits = 4;
-  int block = 32;
-  std::span<const std::byte> integers{};  // [columns, blocks, block * bits / 8]; the first lowest
-  ScaleType scale_type = ScaleType::float32;
-  std::span<const std::byte> scales{};       // [columns, blocks], of scale_type
-  std::span<const std::byte> minima{};       // the same; not with zero points
-  std::span<const std::byte> zero_points{};  // uint8 [columns, blocks], 4 bits packed by column
-  // Of factored scales and minima: float16 [columns, spans].
-  std::span<const std::byte> scale_factors{};
-  std::span<const std::byte> minimum_factors{};
-
-  std::int64_t num_blocks() const { return (depth + block - 1) / block; }
-  std::int64_t num_spans() const { return (depth + factor_span - 1) / factor_span; }
-};
 
 // Weights repacked for a kernel, in memory of their own.
 class PackedWeights {

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "attention_op.h"
+#include "gather_op.h"
 #include "matmul_op.h"
 #include "pard/error.h"
 
@@ -46,9 +47,12 @@ struct KeysAndValues {
 // Operators of ours, and the domain a session looks for them in.
 struct Session::OwnOps {
   OwnOps(const OrtLibrary& library, const SessionOptions& options)
-      : attention(library.api()), matmul(library.api(), options.intra_op_threads, options.logits) {
+      : attention(library.api()),
+        matmul(library.api(), options.intra_op_threads, options.logits),
+        gather(library.api(), options.intra_op_threads) {
     if (options.own_attention) used.push_back(&attention);
     if (options.own_matmul) used.push_back(&matmul);
+    if (options.own_gather) used.push_back(&gather);
     ort::CustomOpDomain* raw = nullptr;
     library.check(library.api().create_custom_op_domain("com.microsoft", &raw),
                   "make a domain of operators");
@@ -67,6 +71,7 @@ struct Session::OwnOps {
 
   AttentionOp attention;
   MatmulOp matmul;
+  GatherOp gather;
   std::vector<const OwnOp*> used;
   ort::Handle<ort::CustomOpDomain> domain{nullptr, nullptr};
 };

@@ -27,9 +27,11 @@ struct SessionOptions {
   // Weights behind DequantizeLinear become floats on opening, and no integer kernel takes them.
   bool dequantize_weights = false;
 
-  // GroupQueryAttention is computed by attention_op.h, MatMulNBits by matmul_op.h.
+  // GroupQueryAttention is computed by attention_op.h, MatMulNBits by matmul_op.h,
+  // GatherBlockQuantized by gather_op.h.
   bool own_attention = false;
   bool own_matmul = false;
+  bool own_gather = false;
   std::string logits = "logits";  // the graph's output of logits
 
   int device_id() const;  // of the provider's options; 0 where they do not say
