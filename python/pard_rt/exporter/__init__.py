@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import onnx_ir as ir
 import torch
@@ -24,6 +24,7 @@ from pard_rt.exporter.lower import joinable, lowered, save
 from pard_rt.exporter.matrices import blocks_multiplied
 from pard_rt.exporter.quantize import BITS, rounded_matrices
 from pard_rt.exporter.quiet import quiet
+from pard_rt.exporter.repeat import find_repeats
 from pard_rt.exporter.trace import apply_contract_shapes, trace
 from pard_rt.models import OpenOptions, locate
 from pard_rt.models.checkpoint import LoadedModel, load_checkpoint
@@ -36,7 +37,7 @@ __all__ = ["ExportReport", "Form", "Weights", "export"]
 Form = Literal["gqa", "portable"]
 Weights = Literal["fp32", "fp16", "int8", "int4", "gguf"]
 
-_WRITTEN_BY_BLOCKS = 4  # tokens that a module writes to be tried, if each dequantizes its matrices
+_WRITTEN_BY_BLOCKS = 4  # tokens that a module writes to be tried: each dequantizes matrices
 _FAIR_DIVERGENCE = 0.1  # nats: the model's own text becomes 10 % less likely with every token
 
 _log = logging.getLogger("pard_rt.exporter")
@@ -222,25 +223,35 @@ class _Plan:
         return agreement, own
 
     def carry_over(self, file: Path, options: OpenOptions) -> Agreement:
-        """Write the blocks of a GGUF file; matrices are never all floats at once."""
+        """Write the blocks of a GGUF file; matrices are never all floats at once.
+
+        The module is tried with the layers that are traced, and compared with all of them.
+        """
         with progress(f"converting {file.name}") as shown:
             loaded, blocks = load_blocks(file, options)
             shown.reach(0.2)
             write_text_files(self.folder, file, loaded)
-            with blocks_multiplied(loaded.module, blocks):
-                adopted = adopt(loaded.module, loaded.facts.max_length, _WRITTEN_BY_BLOCKS)
-                shown.reach(0.4)
-                check = Check(loaded, adopted, self.form, _WRITTEN_BY_BLOCKS)
-                shown.reach(0.6)
+            module = loaded.module
+            repeats = find_repeats(module, module.config.num_hidden_layers)
+            copies = () if repeats is None else repeats.copies
+            with blocks_multiplied(module, blocks, zeros=copies):
+                adopted = adopt(module, loaded.facts.max_length, _WRITTEN_BY_BLOCKS)
+                shown.reach(0.3)
                 traced = self._traced(loaded, adopted, blocks)
-            shown.reach(0.8)
-            model = lowered(traced, loaded.module, self.form, blocks)
-            store_halved(model, matrices_only=True)
-            save(model, self.folder / GRAPH)
+            shown.reach(0.5)
+            with blocks_multiplied(module, blocks):
+                check = Check(loaded, adopted, self.form, written=0)
+            shown.reach(0.7)
+            self._save_blocks(traced, module, blocks)
             blocks.clear()
             shown.reach(0.9)
             write_contract(self.folder, loaded.facts, adopted.layout, self.form, self.weights)
             return check.require_sense(self.folder, self.weights)
+
+    def _save_blocks(self, traced: ir.Model, module: Any, blocks: Mapping[str, Blocks]) -> None:
+        model = lowered(traced, module, self.form, blocks)
+        store_halved(model, matrices_only=True)
+        save(model, self.folder / GRAPH)
 
     def _traced(
         self, loaded: LoadedModel, adopted: Adopted, blocks: Mapping[str, Blocks]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from pard_rt._core import ForwardItem, OnnxModel
 from pard_rt.errors import ModelError, RuntimeMissingError
@@ -68,7 +70,7 @@ class Check:
         self._form = form
         self._tolerance = adopted.tolerance
         self._samples = write_samples(loaded, adopted.layout, written)
-        self._expected = np.concatenate([_logits(loaded.module, each) for each in self._samples])
+        self._expected = _logits(loaded.module, self._samples)
 
     def require_exact(self, folder: Path) -> Agreement:
         """Hold a folder whose weights are the module's to rounding error.
@@ -159,12 +161,18 @@ def _forward(model: OnnxModel, tokens: list[int], past: int, num_rows: int) -> A
     return np.from_dlpack(logits).astype(np.float32)
 
 
-def _logits(module: Any, sample: Sample) -> Array:
-    ids = torch.tensor([sample.tokens], device=module.device)
-    rows = len(sample.tokens) - sample.first
-    with attention_implementation(module, "eager"), torch.no_grad():
-        logits = module(input_ids=ids, use_cache=False, logits_to_keep=rows).logits[0]
-    return np.asarray(logits.float().cpu().numpy())
+def _logits(module: Any, samples: Sequence[Sample]) -> Array:
+    """Return the module's rows of all texts; those that are compared whole run together."""
+    rows: list[Tensor] = []
+    for first, some in itertools.groupby(samples, lambda sample: sample.first):
+        texts = [sample.tokens for sample in some]
+        longest = max(map(len, texts))
+        ids = torch.tensor([text + [0] * (longest - len(text)) for text in texts])
+        with attention_implementation(module, "eager"), torch.no_grad():
+            kept = longest - first
+            out = module(input_ids=ids.to(module.device), use_cache=False, logits_to_keep=kept)
+        rows += [row[: len(text) - first] for row, text in zip(out.logits, texts, strict=True)]
+    return np.asarray(torch.cat(rows).float().cpu().numpy())
 
 
 def _compare(actual: Array, expected: Array) -> Agreement:

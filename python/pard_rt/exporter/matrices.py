@@ -73,13 +73,18 @@ def named_matrices(module: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def blocks_multiplied(module: nn.Module, blocks: Mapping[str, Blocks]) -> Iterator[None]:
+def blocks_multiplied(
+    module: nn.Module, blocks: Mapping[str, Blocks], zeros: tuple[str, ...] = ()
+) -> Iterator[None]:
     """While the block runs, dequantize matrices while they are multiplied by, a few rows at a time.
 
-    Layers without blocks keep their weights.
+    Layers without blocks keep their weights. Those whose names begin with one of `zeros` give
+    zeros: what a residual adds nothing by.
     """
 
     def multiply(name: str, part: Any, x: Tensor) -> Tensor:
+        if name.startswith(zeros):
+            return x.new_zeros(*x.shape[:-1], len(weight_of(part)))
         found = blocks.get(name)
         if found is None:
             return nn.functional.linear(x, weight_of(part), part.bias)

@@ -47,6 +47,11 @@ class Repeats:
     models: Mapping[int, tuple[int, int]]
 
     @property
+    def copies(self) -> tuple[str, ...]:
+        """What the names of weights begin with in layers that are not traced."""
+        return tuple(f"{self.stem}.{layer}." for layer in self.models)
+
+    @property
     def traced(self) -> list[int]:
         """The layers that are traced."""
         return [layer for layer in range(self.num_layers) if layer not in self.models]
