@@ -11,7 +11,6 @@ from typing import ClassVar
 
 _PROGRESS_DELAY = 2.0  # seconds that need no explanation
 _PROGRESS_INTERVAL = 0.5
-_BAR = "[]"
 _BAR_WIDTH = 20
 
 
@@ -22,12 +21,17 @@ class Progress:
 
     def __init__(self, text: str) -> None:
         self.text = text
+        self._bar = ""
 
     def reach(self, share: float) -> None:
-        """Show how much is done, from 0 to 1, as a bar behind the text."""
-        what = self.text.partition(_BAR[0])[0].rstrip()
-        filled = round(share * _BAR_WIDTH)
-        self.text = f"{what} {_BAR[0]}{'#' * filled:<{_BAR_WIDTH}}{_BAR[1]} {100 * share:.0f} %"
+        """Show how much is done, from 0 to 1, as a bar after the text."""
+        filled = "#" * round(share * _BAR_WIDTH)
+        self._bar = f" [{filled:<{_BAR_WIDTH}}] {100 * share:.0f} %"
+
+    @property
+    def line(self) -> str:
+        """What the line shows."""
+        return f"{self.text}{self._bar}"
 
     def print(self, line: str) -> None:
         """Print a line in the middle of it."""
@@ -78,7 +82,7 @@ def _show(shown: Progress, over: threading.Event, behind_text: bool) -> None:
     ended = False
     while not ended:
         seconds = time.monotonic() - start
-        sys.stderr.write(f"{begin}{shown.text} ... {seconds:.0f} s\x1b[K{end}")
+        sys.stderr.write(f"{begin}{shown.line} ... {seconds:.0f} s\x1b[K{end}")
         sys.stderr.flush()
         ended = over.wait(_PROGRESS_INTERVAL)
     sys.stderr.write("\x1b[K" if behind_text else "\r\x1b[K")

@@ -18,10 +18,7 @@ _GEMMA: dict[str, Any] = {"tie_word_embeddings": True, "head_dim": 16, "sliding_
 MODELS: dict[str, tuple[type, dict[str, Any]]] = {
     "llama": ARCHITECTURES["llama"],
     "qwen2": ARCHITECTURES["qwen2"],
-    "qwen3": (
-        ARCHITECTURES["qwen3"][0],
-        {"tie_word_embeddings": True, "head_dim": 128},
-    ),  # any other is taken for it
+    "qwen3": ARCHITECTURES["qwen3"],
     "phi3": (Phi3Config, {"pad_token_id": EOS}),
     "gemma2": (Gemma2Config, _GEMMA),
     "gemma3": (Gemma3TextConfig, _GEMMA),
@@ -37,6 +34,7 @@ def write_gguf(
     extra: dict[str, np.ndarray] | None = None,
     scaling: str = "",
     splits: int = 1,
+    fields: dict[str, int] | None = None,
     **changes: Any,
 ) -> Path:
     """Write a tiny seeded model whose matrices have a type that gguf can quantize to.
@@ -49,6 +47,8 @@ def write_gguf(
         Of the rotary embedding.
     splits
         Files to share the tensors out over, named as llama.cpp does.
+    fields
+        More of them, or others in the place of those that there are.
     changes
         Of the configuration.
     """
@@ -65,6 +65,9 @@ def write_gguf(
         writer = gguf.GGUFWriter(here, architecture)
         if part == 0:
             _write_fields(writer, config, scaling)
+            for key, number in (fields or {}).items():
+                writer.kv_data[0].pop(key, None)
+                writer.add_uint32(key, number)
         if splits > 1:
             writer.add_uint16("split.no", part)
             writer.add_uint16("split.count", splits)
@@ -105,8 +108,8 @@ def _write_fields(writer: gguf.GGUFWriter, config: Any, scaling: str) -> None:
     writer.add_head_count_kv(config.num_key_value_heads)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_freq_base(10000.0)
-    writer.add_rope_dimension_count(config.head_dim if writer.arch == "qwen3" else 16)
-    writer.add_key_length(16)
+    writer.add_rope_dimension_count(getattr(config, "head_dim", 16))
+    writer.add_key_length(getattr(config, "head_dim", 16))
     writer.add_vocab_size(config.vocab_size)
     if getattr(config, "sliding_window", None):
         writer.add_sliding_window(config.sliding_window)

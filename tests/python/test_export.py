@@ -14,11 +14,13 @@ import numpy.typing as npt
 import onnx
 import onnxruntime  # type: ignore[import-untyped]
 import pytest
+import torch
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from pard_rt._core import ForwardItem, OnnxModel
 from pard_rt.errors import FolderError, InvalidArgumentError
 from pard_rt.exporter import Form, Weights, export
+from pard_rt.exporter.quantize import round_matrix
 from pard_rt.vocabulary import decode_token_bytes, token_bytes
 from tiny_models import EOS, MASK_TOKEN_ID, NUM_TOKENS, VOCAB_SIZE, make_model, make_tokenizer
 
@@ -262,3 +264,21 @@ def test_arguments_are_checked_before_anything_is_loaded(tmp_path: Path) -> None
     (tmp_path / "out" / "precious").touch()
     with pytest.raises(InvalidArgumentError, match="already there"):
         export("no/model", tmp_path / "out")
+
+
+def test_int4_scales_err_less_than_those_that_reach_the_largest_number() -> None:
+    generator = torch.Generator().manual_seed(0)
+    matrix = torch.randn(64, 100, generator=generator)
+    powers = torch.rand(100, generator=generator) ** 4
+    reaching = torch.nn.functional.pad(matrix, (0, 28)).view(64, 4, 32)
+    low, high = reaching.aminmax(dim=-1, keepdim=True)
+    scales = torch.where(-low > high, low, high) / -8
+    nearest = ((reaching / scales).round().clamp(-8, 7) * scales).view(64, 128)[:, :100]
+
+    def error(rounded: torch.Tensor) -> float:
+        return float((powers * (rounded - matrix).square()).sum())
+
+    blind, seeing = (
+        torch.from_numpy(round_matrix(matrix, 4, given).dequantize()) for given in (None, powers)
+    )
+    assert error(seeing) < 0.95 * error(blind) < 0.95 * error(nearest)

@@ -96,13 +96,21 @@ def test_tables_are_stored_once(tmp_path: Path) -> None:
     assert not any(tensor.name.endswith("embed_tokens.weight") for tensor in graph.initializer)
 
 
-def test_a_changed_file_is_converted_again(file: Path, cache: Path) -> None:
+def test_a_changed_file_is_converted_again(
+    file: Path, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = Generator(file).generate([5, 6], max_new_tokens=8).token_ids
     write_gguf(file, seed=1)
     assert Generator(file).generate([5, 6], max_new_tokens=8).token_ids != before
-    assert len(list(cache.glob("tiny-*/"))) == 2
+    folders = list(cache.glob("tiny-*/"))
+    assert len(folders) == 2
+    assert main(["cache", "list"]) == 0
+    listed = capsys.readouterr().out
+    assert all(str(folder) in listed for folder in folders)
     assert main(["cache", "clear"]) == 0
     assert not cache.exists()
+    assert main(["cache", "list"]) == 0
+    assert "nothing in" in capsys.readouterr().out
 
 
 def test_files_in_parts_open_from_the_first(tmp_path: Path) -> None:
@@ -116,6 +124,37 @@ def test_files_in_parts_open_from_the_first(tmp_path: Path) -> None:
     second.rename(tmp_path / "elsewhere")
     with pytest.raises(ModelError, match=r"no 'm-00002-of-00003\.gguf'"):
         Generator(first)
+
+
+def test_parts_that_were_merged_are_one_file(tmp_path: Path) -> None:
+    merged = write_gguf(tmp_path / "m.gguf", fields={"split.count": 0})
+    assert Generator(merged).generate([5, 6], max_new_tokens=2).token_ids
+
+
+def test_files_beside_it_do_not_count(file: Path) -> None:
+    expected = Generator(file).tokenizer.encode("the in").ids
+    os.utime(file, (0, 0))  # converted again
+    for name in ("tokenizer.json", "tokenizer_config.json", "config.json"):
+        (file.parent / name).write_text("{}")
+    assert Generator(file).tokenizer.encode("the in").ids == expected
+
+
+def test_what_a_killed_process_left_is_removed(file: Path, cache: Path) -> None:
+    folder = converted.conversion_of(file)
+    rest = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
+    rest.mkdir(parents=True)
+    (rest / "model.onnx").write_text("")
+    assert converted.conversions() == []
+    assert converted.converted(file) == folder
+    assert converted.conversions() == [folder]
+    assert not rest.exists()
+
+
+def test_options_are_refused_before_a_file_is_converted(file: Path, cache: Path) -> None:
+    for options in ({"device": "cuda"}, {"dtype": torch.float16}):
+        with pytest.raises(InvalidArgumentError, match="run on the CPU"):
+            Generator(file, **options)
+    assert not cache.exists()
 
 
 def _convert(file: Path, cache: str, results: Any) -> None:
@@ -175,8 +214,15 @@ def test_files_that_say_too_much_are_refused(tmp_path: Path) -> None:
     more = write_gguf(tmp_path / "a.gguf", extra={"blk.0.ssm_a.weight": np.ones((4, 64))})
     with pytest.raises(ModelError, match=r"no place for.*blk\.0\.ssm_a\.weight"):
         Generator(more)
-    with pytest.raises(ModelError, match=r"scales its rotary embedding.*yarn"):
+    turns = "turns positions in a way"
+    with pytest.raises(ModelError, match=rf"{turns}.*yarn"):
         Generator(write_gguf(tmp_path / "b.gguf", scaling="yarn"))
+    half = write_gguf(tmp_path / "d.gguf", fields={"llama.rope.dimension_count": 8})
+    with pytest.raises(ModelError, match=rf"{turns}.*8 of 16 dimensions"):
+        Generator(half)
+    factors = {"rope_factors_long.weight": np.ones(8, np.float32)}
+    with pytest.raises(ModelError, match=rf"{turns}.*rope_factors_long"):
+        Generator(write_gguf(tmp_path / "e.gguf", "phi3", extra=factors))
     writer = gguf.GGUFWriter(tmp_path / "c.gguf", "mamba")
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

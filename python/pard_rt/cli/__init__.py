@@ -24,6 +24,7 @@ from pard_rt.errors import Error, Notice
 __all__ = ["main"]
 
 _REGENERATE = "train regenerate"
+_MODEL = "ONNX folder, HF directory, GGUF file or hub id"
 _EXIT_STATUS = (
     "exit status: 0 all is well, 1 a check failed, 2 the command could not do its work "
     "(its message says why), 130 interrupted"
@@ -168,9 +169,7 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "prompts", nargs="*", metavar="PROMPT", help="text; '-' reads it from stdin"
     )
-    parser.add_argument(
-        "--target", default="demo", metavar="T", help="ONNX folder, HF directory or hub id"
-    )
+    parser.add_argument("--target", default="demo", metavar="T", help=_MODEL)
     ways = _add_drafting(parser, "the same; the demo has drafts of its own")
     ways.add_argument(
         "--compare",
@@ -204,7 +203,7 @@ def _add_chat(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         default="demo",
         metavar="TARGET",
-        help="ONNX folder, HF directory or hub id of a model with a chat template",
+        help=f"{_MODEL} of a model with a chat template",
     )
     _add_drafting(parser, "the same")
     parser.add_argument("--system", metavar="TEXT", help="what the system says first")
@@ -447,9 +446,7 @@ def _add_regenerate(parser: argparse.ArgumentParser) -> None:
         "pip install 'pard-rt[torch]'."
     )
     parser.epilog = _EXIT_STATUS
-    parser.add_argument(
-        "--target", required=True, metavar="T", help="ONNX folder, HF directory or hub id"
-    )
+    parser.add_argument("--target", required=True, metavar="T", help=_MODEL)
     parser.add_argument("--draft", metavar="D", help="the same; it changes the time, not the text")
     _add_data(parser)
     parser.add_argument("--output", required=True, metavar="FILE", help="a .jsonl file to write")
@@ -474,9 +471,7 @@ def _add_info(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="print the directory that find_package(pard_rt) has to be shown, and nothing else",
     )
-    parser.add_argument(
-        "paths", nargs="*", metavar="MODEL", help="ONNX folder, HF directory or hub id"
-    )
+    parser.add_argument("paths", nargs="*", metavar="MODEL", help=_MODEL)
 
 
 def _add_check(parser: argparse.ArgumentParser) -> None:
@@ -485,7 +480,7 @@ def _add_check(parser: argparse.ArgumentParser) -> None:
         "the text is that of plain decoding; and what a row and a round cost on this machine."
     )
     parser.epilog = _EXIT_STATUS
-    parser.add_argument("target", metavar="TARGET", help="ONNX folder, HF directory or hub id")
+    parser.add_argument("target", metavar="TARGET", help=_MODEL)
     parser.add_argument("draft", nargs="?", metavar="DRAFT", help="the same; optional")
     prompts = parser.add_mutually_exclusive_group()
     prompts.add_argument(

@@ -137,7 +137,7 @@ def export(
     --------
     >>> export("Qwen/Qwen2.5-0.5B", "qwen-0.5b-onnx", weights="int8")  # doctest: +SKIP
     """
-    is_file = is_gguf(Path(model_dir_or_id))
+    is_file = is_gguf(Path(model_dir_or_id).expanduser())
     if weights is None:
         weights = "gguf" if is_file else "fp32"
     _check_arguments(form, weights, fp16_files, head_on_all_rows, is_gguf=is_file)
@@ -161,7 +161,10 @@ def export(
             agreement, own = plan.write(source, loaded, fp16_files=fp16_files)
     _log.info("%s: %s graph, %s weights, %s", target, form, weights, agreement)
     if agreement.kl_divergence > _FAIR_DIVERGENCE:
-        better = "int8" if weights == "int4" else "fp32"
+        better = {
+            "int4": "--weights int8 comes closer.",
+            "gguf": "A file of more bits comes closer.",
+        }
         notify(
             Notice(
                 f"The {weights} weights predict other text than the model does",
@@ -169,7 +172,7 @@ def export(
                 f"{_FAIR_DIVERGENCE} are common.",
                 f"The likeliest token is the same in {100 * agreement.same_argmax:.0f} % of the "
                 "rows.",
-                f"--weights {better} comes closer.",
+                better.get(weights, "--weights fp32 comes closer."),
             )
         )
     return ExportReport(target, form, weights, agreement, own)

@@ -18,8 +18,8 @@ _TEXTS, _LENGTH = 8, 96  # longer ones measure no better
 def input_powers(loaded: LoadedModel) -> dict[str, Tensor]:
     """Return the mean square of every input of a module's matrices, [K] by the layer's name.
 
-    The texts are drawn from the module's own distribution, from its first token on, so no data is
-    needed, and what it was trained on is what it is measured on.
+    The module writes the texts itself, sampling from its first token on, so no data set is needed,
+    and the texts resemble what it was trained on.
     """
     module = loaded.module
     sums: dict[str, Tensor] = {}

@@ -247,6 +247,9 @@ class _Weights:
         return self._registered(tensor)
 
     def _registered(self, tensor: ir.TensorProtocol) -> ir.Value:
+        known = self._graph.initializers.get(tensor.name or "")
+        if known is not None:  # of a layer that runs twice
+            return known
         kind = ir.TensorType(tensor.dtype)
         shape = ir.Shape(tensor.shape.numpy())
         value = ir.Value(name=tensor.name, shape=shape, type=kind, const_value=tensor)

@@ -16,7 +16,7 @@ from pard_rt.exporter.blocks import Blocks
 
 DOMAIN = "pard_rt"  # of the operators that a traced graph has in place of matrices
 PRODUCT, TABLE, SCALE = "Product", "Table", "Scale"
-LAYERS = "layers"  # attribute: the layers by whose matrices, one under the other, is multiplied
+LAYERS = "layers"  # attribute: names of the layers whose stacked matrices multiply the input
 
 Matrix = nn.Linear | Conv1D
 _Way = Callable[[str, Any, Tensor], Tensor]
@@ -38,14 +38,18 @@ def weight_of(part: nn.Module) -> Tensor:
 def _computed(module: nn.Module, multiply: _Way, look_up: _Way) -> Iterator[None]:
     """While the block runs, compute products and embeddings otherwise, given layers' names.
 
-    Patched are the classes, so layers that add something to what these compute still do.
+    The classes are patched, so layers that add something to what these compute still do, and so do
+    other modules.
     """
     names = {part: name for name, part in module.named_modules()}
     with ExitStack() as stack:
         for kind, way in ((nn.Linear, multiply), (Conv1D, multiply), (nn.Embedding, look_up)):
 
-            def forward(part: nn.Module, x: Tensor, way: _Way = way) -> Tensor:
-                return way(names[part], part, x)
+            def forward(
+                part: nn.Module, x: Tensor, way: _Way = way, usual: Any = kind.forward
+            ) -> Tensor:
+                name = names.get(part)
+                return way(name, part, x) if name is not None else usual(part, x)
 
             stack.enter_context(mock.patch.object(kind, "forward", forward))
         yield

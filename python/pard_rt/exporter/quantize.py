@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pard_rt.exporter.blocks import Array, Blocks, pack_nibbles
+from pard_rt.exporter.blocks import Blocks, pack_nibbles
 from pard_rt.exporter.calibrate import input_powers
 from pard_rt.exporter.matrices import matrices, weight_of
 from pard_rt.models.checkpoint import LoadedModel
@@ -41,68 +41,81 @@ def rounded_matrices(loaded: LoadedModel, bits: int) -> dict[str, Blocks]:
 def round_matrix(matrix: Tensor, bits: int, powers: Tensor | None = None) -> Blocks:
     """Round a matrix [N, K] to blocks without zero points.
 
-    Scales are float16 numbers in float32, where those reach: kernels read them so, a tenth to a
-    fifth less in all.
+    Its scales are float16 numbers in float32 if that moves none by more than their rounding:
+    kernels read them so, a tenth to a fifth less in all.
 
     Parameters
     ----------
     matrix, bits
         What is rounded, and to what.
     powers
-        Of the matrix' inputs, [K]: with few bits, scales are searched whose products err least.
+        Mean squares of the matrix's inputs, [K]. With few bits, the scales with the least error in
+        the products are searched for.
     """
-    depth = matrix.shape[1]
+    rows, depth = matrix.shape
     powers = torch.ones(depth) if powers is None else powers
-    padded = -(-depth // BLOCK_SIZE) * BLOCK_SIZE
-    count = max(1, _PART // padded)
-    starts = range(0, len(matrix), count)
-    parts = [_round_rows(matrix[start : start + count], bits, powers) for start in starts]
-    packed, scales = (np.concatenate(each) for each in zip(*parts, strict=True))
-    return Blocks(bits, BLOCK_SIZE, depth, packed, scales)
+    weights = _in_blocks(powers[None])[0]
+    count = max(1, _PART // weights.numel())
+    parts = [matrix[start : start + count].detach() for start in range(0, rows, count)]
+    reaching = [_reaching_scales(_in_blocks(part), bits) for part in parts]
+    halve = all(map(_are_half, reaching))
+    integers, scales = [], []
+    for part, scale in zip(parts, reaching, strict=True):
+        numbers = _in_blocks(part)
+        found = _rounded(scale, halve)
+        if bits < _TABLE_BITS:
+            found = _searched(numbers, found, bits, weights, halve)
+        rounded = _integers(numbers, found, bits).add_(1 << bits - 1).to(torch.uint8).numpy()
+        integers.append(pack_nibbles(rounded) if bits == 4 else rounded)
+        scales.append(found.numpy())
+    return Blocks(bits, BLOCK_SIZE, depth, np.concatenate(integers), np.concatenate(scales))
 
 
-def _round_rows(rows: Tensor, bits: int, powers: Tensor) -> tuple[Array, Array]:
-    """Return integers as they are packed, and scales."""
-    padding = -rows.shape[1] % BLOCK_SIZE
-    numbers = torch.nn.functional.pad(rows.float().cpu(), (0, padding))
-    numbers = numbers.view(len(rows), -1, BLOCK_SIZE)
-    least = 1 << bits - 1
+def _in_blocks(rows: Tensor) -> Tensor:
+    """Return rows [R, K] as float32 [R, blocks, 32], padded with zeros."""
+    padded = torch.nn.functional.pad(rows.float().cpu(), (0, -rows.shape[1] % BLOCK_SIZE))
+    return padded.view(len(rows), -1, BLOCK_SIZE)
+
+
+def _reaching_scales(numbers: Tensor, bits: int) -> Tensor:
+    """Return the scales of blocks by which the largest number becomes the lowest integer.
+
+    It has no opposite, so the number's sign goes into the scale.
+    """
     low, high = numbers.aminmax(dim=-1)
-    # The largest number of a block, if it is the negative of what it is, becomes the one integer
-    # that has no opposite.
-    scales = _halved(torch.where(-low > high, low, high) / -least)
-    if bits < _TABLE_BITS:
-        weights = torch.nn.functional.pad(powers, (0, padding)).view(-1, BLOCK_SIZE)
-        scales = _searched(numbers, scales, least, weights)
-    integers = _integers(numbers, scales, least).add_(least).to(torch.uint8).numpy()
-    return pack_nibbles(integers) if bits == 4 else integers, scales.numpy()
+    return torch.where(-low > high, low, high) / -(1 << bits - 1)
 
 
-def _searched(numbers: Tensor, scales: Tensor, least: int, weights: Tensor) -> Tensor:
+def _searched(numbers: Tensor, scales: Tensor, bits: int, weights: Tensor, halve: bool) -> Tensor:
     """Return, near some scales, those with the least squared error, weighted.
 
     Each candidate is refitted to the integers that it gives.
     """
     best, least_error = scales, torch.full_like(scales, torch.inf)
+    highest = (1 << bits - 1) - 1
     for shrink in _SHRINKS:
-        for sign in (1, -(least / (least - 1))):
-            integers = _integers(numbers, scales * shrink * sign, least)
+        for sign in (1, -(highest + 1) / highest):
+            integers = _integers(numbers, scales * shrink * sign, bits)
             weighted = weights * integers
             norms = (weighted * integers).sum(-1)
             fitted = torch.where(norms > 0, (weighted * numbers).sum(-1) / norms, scales)
-            fitted = _halved(fitted)
+            fitted = _rounded(fitted, halve)
             error = (weights * (integers * fitted[..., None] - numbers).square_()).sum(-1)
             best = torch.where(error < least_error, fitted, best)
             least_error = torch.minimum(error, least_error)
     return best
 
 
-def _integers(numbers: Tensor, scales: Tensor, least: int) -> Tensor:
+def _integers(numbers: Tensor, scales: Tensor, bits: int) -> Tensor:
     inverse = torch.where(scales == 0, 0, 1 / scales)
-    return (numbers * inverse[..., None]).round_().clamp_(-least, least - 1)
+    least = -(1 << bits - 1)
+    return (numbers * inverse[..., None]).round_().clamp_(least, -least - 1)
 
 
-def _halved(scales: Tensor) -> Tensor:
-    """Round scales to float16, unless that moves one by more than its rounding."""
-    halved = scales.half().float()
-    return halved if torch.allclose(halved, scales, rtol=2**-11, atol=0) else scales
+def _rounded(scales: Tensor, halve: bool) -> Tensor:
+    return scales.half().float() if halve else scales
+
+
+def _are_half(scales: Tensor) -> bool:
+    """Whether rounding to float16 moves no scale by more than its rounding."""
+    return torch.allclose(_rounded(scales, True), scales, rtol=2**-11, atol=0)

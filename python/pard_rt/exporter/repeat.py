@@ -140,7 +140,8 @@ def repeat(model: ir.Model, module: nn.Module, repeats: Repeats) -> None:
     Raises
     ------
     DiffersError
-        Two of the layers that were traced differ in more than their weights.
+        Two of the layers that were traced differ in more than their weights, or are not run one
+        after the other.
     """
     graph = model.graph
     marks = {
@@ -148,7 +149,11 @@ def repeat(model: ir.Model, module: nn.Module, repeats: Repeats) -> None:
         for node in graph
         if node.domain == DOMAIN and _LAYER in node.attributes
     }
+    expected = [(_COPY, layer) for layer in repeats.models]
+    expected += itertools.product((_ENTER, _LEAVE), repeats.traced)
     logits, *written = graph.outputs
+    if set(marks) != set(expected) or len(written) != 2 * len(repeats.traced):
+        raise DiffersError
     of_layers = {layer: written[2 * i : 2 * i + 2] for i, layer in enumerate(repeats.traced)}
     graph.outputs.clear()
     positions = {node: i for i, node in enumerate(graph)}
@@ -221,8 +226,15 @@ class _Layer:
             place = graph.inputs.index(value) - _INPUTS_BEFORE_PAST
             if place >= 0 and place // 2 == self.index:
                 return graph.inputs[_INPUTS_BEFORE_PAST + 2 * layer + place % 2]
-        renamed = self.renamed(value.name or "", layer) if value.is_initializer() else None
-        return value if renamed is None else graph.initializers.get(renamed, renamed)
+        if not value.is_initializer():
+            return value
+        name = value.name or ""
+        renamed = self.renamed(name, layer)
+        if renamed is not None:
+            return graph.initializers.get(renamed, renamed)
+        if name.removeprefix(_PREFIX).startswith(f"{self._stem}."):
+            raise DiffersError  # another layer's: of equal weights the tracer keeps one
+        return value
 
     def copy(
         self, graph: ir.Graph, layer: int, mark: ir.Node, weights: Mapping[str, Tensor]
@@ -256,7 +268,10 @@ def _input(node: ir.Node) -> ir.Value:
 
 
 def _weight(graph: ir.Graph, name: str, weights: Mapping[str, Tensor]) -> ir.Value:
-    array = weights[name.removeprefix(_PREFIX)].detach().cpu().numpy()
+    weight = weights.get(name.removeprefix(_PREFIX))
+    if weight is None:
+        raise DiffersError
+    array = weight.detach().cpu().numpy()
     value = ir.val(name, const_value=ir.tensor(array, name=name))
     graph.register_initializer(value)
     return value

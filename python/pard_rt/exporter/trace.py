@@ -233,7 +233,7 @@ def trace(
         graph = _Graph(module, form, rope, max_length, head_on_all_rows).eval()
         model = None
         if repeats is not None:
-            with repeating(module, repeats), suppress(DiffersError):
+            with repeating(module, repeats), suppress(DiffersError, ModelError):
                 repeated = _traced(graph, layout, form)
                 repeat(repeated, module, repeats)
                 model = repeated

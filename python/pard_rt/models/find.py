@@ -154,5 +154,6 @@ def _may_be_id(name: str) -> bool:
         bool(name)
         and not name.startswith(("/", ".", "~"))
         and name.count("/") <= 1
-        and not (os.path.exists(name))
+        and not name.endswith(".gguf")
+        and not os.path.exists(name)
     )

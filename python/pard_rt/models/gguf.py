@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
 
 ROPE_FACTORS = "rope_freqs.weight"
 _HEAD = "lm_head.weight"
+_PARSING = threading.RLock()  # what is patched is patched for all threads
+# Gemma's largest models scale their queries by what GGUF files leave out: layers of a model.
+_OWN_SCALE = {("gemma2", 46), ("gemma3", 62)}
 
 
 def open_gguf(file: Path) -> GGUFReader:
@@ -32,7 +37,7 @@ def open_gguf(file: Path) -> GGUFReader:
     Raises
     ------
     ModelError
-        It is none, or damaged.
+        The file is not a GGUF file, or is damaged.
     RuntimeMissingError
         The packages that read it are missing.
     """
@@ -46,12 +51,12 @@ def open_gguf(file: Path) -> GGUFReader:
         )
     with reading(file):
         reader = _reader(file)
-    count = number(reader, "split.count", 1)
-    if count == 1:
+        count, place = number(reader, "split.count", 1), number(reader, "split.no", 0)
+    if count <= 1:  # 0 where llama.cpp has merged parts
         return reader
-    if number(reader, "split.no", 0) != 0:
+    if place != 0:
         raise ModelError(
-            f"'{file}' is part {number(reader, 'split.no', 0) + 1} of a model of {count} files",
+            f"'{file}' is part {place + 1} of a model of {count} files",
             "the first of them, which says what the others hold",
             "a later one",
             "Name the first one, and leave the others beside it.",
@@ -75,9 +80,9 @@ def _reader(file: Path) -> GGUFReader:
     from gguf import GGUFReader
 
     class Reader(GGUFReader):
-        """Minds where a file ends, which gguf does not, and reads fields ten times as fast.
+        """Checks the end of the file, which gguf does not, and reads fields ten times as fast.
 
-        Sizes in a damaged file may be anything. A slice of a ``memmap`` costs ten of an array.
+        Sizes in a damaged file may be anything; slicing a ``memmap`` is slow.
         """
 
         def _get(
@@ -90,7 +95,10 @@ def _reader(file: Path) -> GGUFReader:
             order = self.byte_order if override_order is None else override_order
             return found if order in "I=" else found.view(found.dtype.newbyteorder(order))
 
-    return Reader(file)
+    reader = Reader(file)
+    if reader.byte_order == "S":
+        raise ValueError("its numbers are big-endian")
+    return reader
 
 
 def number(reader: GGUFReader, key: str, otherwise: int) -> int:
@@ -124,7 +132,7 @@ def reading(file: Path) -> Iterator[None]:
 @contextmanager
 def parsed_once(reader: GGUFReader) -> Iterator[None]:
     """Inside the block, let transformers take this reader where it would parse the file again."""
-    with mock.patch("gguf.GGUFReader", return_value=reader):
+    with _PARSING, mock.patch("gguf.GGUFReader", return_value=reader):
         yield
 
 
@@ -136,19 +144,52 @@ def config_and_tokenizer(file: Path, reader: GGUFReader) -> tuple[Any, Any]:
     ModelError
         It does not know the architecture, or fields are damaged.
     """
-    architecture = text(reader, "general.architecture")
-    scaling = text(reader, f"{architecture}.rope.scaling.type")
-    if scaling not in ("", "none"):
-        raise ModelError(
-            f"'{file}' scales its rotary embedding, which transformers does not read from a GGUF",
-            "none",
-            scaling,
-            "Export the checkpoint that the file was made from.",
-        )
-    with reading(file), parsed_once(reader):
-        config: Any = AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
-        tokenizer: Any = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    with reading(file), parsed_once(reader), _alone(file) as folder:
+        architecture = text(reader, "general.architecture")
+        config: Any = AutoConfig.from_pretrained(folder, gguf_file=file.name)
+        head = config.hidden_size // config.num_attention_heads
+        head = number(reader, f"{architecture}.attention.key_length", head)
+        if getattr(config, "head_dim", head) != head:
+            config.head_dim = head  # transformers takes other fields for it
+        unread = _rope_unread(reader, architecture, head)
+        if unread:
+            raise ModelError(
+                f"'{file}' turns positions in a way that transformers does not read from a GGUF",
+                "rotary embeddings of whole heads, not scaled",
+                unread,
+                "Export the checkpoint that the file was made from.",
+            )
+        if (architecture, config.num_hidden_layers) in _OWN_SCALE:
+            config.query_pre_attn_scalar = config.hidden_size // config.num_attention_heads
+        window = number(reader, f"{architecture}.attention.sliding_window", 0)
+        if architecture == "phi3" and window:
+            config.sliding_window = window
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder, gguf_file=file.name)
     return config, tokenizer
+
+
+def _rope_unread(reader: GGUFReader, architecture: str, head: int) -> str:
+    """Return what of a file's rotary embedding transformers passes over; empty: nothing."""
+    scaling = reader.get_field(f"{architecture}.rope.scaling.type")
+    if scaling is not None and scaling.contents() != "none":
+        return str(scaling.contents())
+    for key in ("rope.scaling.factor", "rope.scale_linear"):
+        factor = reader.get_field(f"{architecture}.{key}")
+        if factor is not None and float(factor.contents()) not in (0.0, 1.0):
+            return f"{key} {float(factor.contents()):g}"
+    factors = [each.name for each in reader.tensors if each.name.startswith("rope_factors")]
+    if factors:
+        return factors[0]
+    turned = number(reader, f"{architecture}.rope.dimension_count", head)
+    return "" if turned == head else f"{turned} of {head} dimensions of a head"
+
+
+@contextmanager
+def _alone(file: Path) -> Iterator[str]:
+    """Give a folder that holds nothing but the file: others beside it would count for more."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, file.name).symlink_to(file.absolute())
+        yield folder
 
 
 def load_gguf(file: Path, options: OpenOptions) -> LoadedModel:
@@ -171,9 +212,9 @@ def load_gguf(file: Path, options: OpenOptions) -> LoadedModel:
     reader = open_gguf(file)
     config, tokenizer = config_and_tokenizer(file, reader)
     dtype = torch.float32 if options.dtype == "auto" else options.dtype
-    with reading(file), parsed_once(reader):
+    with reading(file), parsed_once(reader), _alone(file) as folder:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            file.parent, config=config, dtype=dtype, output_loading_info=True, gguf_file=file.name
+            folder, config=config, dtype=dtype, output_loading_info=True, gguf_file=file.name
         )
     module, report = loaded
     require_all(file, set(report["missing_keys"]) - {_HEAD})

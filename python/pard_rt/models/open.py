@@ -24,7 +24,8 @@ Source: TypeAlias = "str | os.PathLike[str] | LoadedModel | PreTrainedModel"
 
 
 def _open_checkpoint(path: Path, options: OpenOptions) -> OpenedModel:
-    with requiring("torch", f"'{path}' is a Hugging Face directory; opening it"):
+    kind = "GGUF file" if path.is_file() else "Hugging Face directory"
+    with requiring("torch", f"'{path}' is a {kind}; opening it in PyTorch"):
         from pard_rt.models.pytorch_models import open_checkpoint
     return open_checkpoint(path, options)
 
@@ -32,6 +33,13 @@ def _open_checkpoint(path: Path, options: OpenOptions) -> OpenedModel:
 def _open_gguf(path: Path, options: OpenOptions) -> OpenedModel:
     if options.backend == "torch":
         return _open_checkpoint(path, options)
+    if options.dtype != "auto" or str(options.device) != "cpu":
+        raise InvalidArgumentError(
+            f"'{path}' is a GGUF file, whose weights stay what they are and run on the CPU",
+            "no dtype, and device cpu",
+            f"dtype {options.dtype!r}, and device {str(options.device)!r}",
+            "Leave both out, or choose the backend torch.",
+        )
     return open_onnx_folder(converted(path), options)
 
 

@@ -14,7 +14,7 @@
 namespace pard {
 
 // Weights [num_columns, depth] as a MatMulNBits node holds them: blocks along the depth, the last
-// one filled up.
+// one padded.
 struct BlockWeights {
   std::int64_t num_columns = 0;
   std::int64_t depth = 0;

@@ -3,6 +3,7 @@
 #include <memory>
 #include <span>
 #include <stdexcept>
+#include <string>
 
 #include "block_weights.h"
 #include "op_node.h"
@@ -42,6 +43,8 @@ void Gather::compute(ort::KernelContext* context) const {
   OpShape shape = ids.shape;
   const std::size_t rank = ids.rank();
   run.require(rank < shape.size(), "ids of more dimensions than they may have");
+  run.require(ids.type == ort::ElementType::i32 || ids.type == ort::ElementType::i64,
+              "ids that are neither int32 nor int64");
   shape[rank] = table.depth;
   float* output = run.output(0, std::span(shape.data(), rank + 1));
   const std::int64_t count = ids.count();
@@ -50,8 +53,7 @@ void Gather::compute(ort::KernelContext* context) const {
                                              : static_cast<const std::int64_t*>(ids.data)[i];
   };
   for (std::int64_t i = 0; i < count; ++i) {
-    run.require(id_at(i) >= 0 && id_at(i) < table.num_columns,
-                "an id that the table has no row of");
+    run.require(id_at(i) >= 0 && id_at(i) < table.num_columns, "a token id outside the table");
   }
   run.for_each(static_cast<std::size_t>(count), count * table.depth > shared_reads,
                [&](std::size_t index) {
@@ -65,6 +67,10 @@ std::unique_ptr<Gather> read_gather(const GatherOp& op, const ort::KernelInfo* i
   const OpTensor integers = node.constant(GatherInput::table);
   const auto bits = static_cast<int>(node.attribute("bits", 4));
   const auto block = static_cast<int>(node.attribute("block_size", 128));
+  if ((bits != 4 && bits != 8) || block < 16) {
+    node.fail("4 or 8 bits, and blocks of 16 weights or more",
+              std::to_string(bits) + " bits, and blocks of " + std::to_string(block));
+  }
   const std::int64_t rows = integers.data == nullptr ? 0 : integers.shape.front();
   if (rows <= 0 || integers.count() <= 0) node.fail("a table with rows", "none");
   auto kernel = std::make_unique<Gather>(Gather{.api = op.api});

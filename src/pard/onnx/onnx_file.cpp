@@ -345,7 +345,8 @@ void summarize_node(Message node, OnnxFileSummary& summary, int depth,
         depth == 0 && given[0] <= (is_product ? matmul_op_inputs : gather_op_inputs);
     summary.products_are_ours |=
         given[0] > (is_product ? first_own_matmul_input : first_own_gather_input);
-    if (!is_product) summary.table_bits.insert(block_node.bits);
+    summary.has_gathers |= !is_product;
+    summary.gathers_name_bits |= !is_product && values.contains("bits");
     block_nodes.push_back(block_node);
   }
 }

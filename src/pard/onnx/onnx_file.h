@@ -28,7 +28,9 @@ struct OnnxFileSummary {
   bool products_are_plain = true;
   // Whether every GatherBlockQuantized is what gather_op.h computes.
   bool gathers_are_plain = true;
-  bool products_are_ours = false;  // of both, one is what ONNX Runtime's operator does not take
+  bool products_are_ours = false;  // one of both is what ONNX Runtime's operator does not take
+  bool has_gathers = false;        // any GatherBlockQuantized
+  bool gathers_name_bits = false;  // with an attribute that old versions do not know
 
   // Whether a GroupQueryAttention normalizes queries and keys itself.
   bool attention_normalizes = false;
@@ -40,7 +42,6 @@ struct OnnxFileSummary {
   std::int64_t dropping_window = 0;
 
   std::set<std::int64_t> weight_bits;  // of MatMulNBits and QMoE
-  std::set<std::int64_t> table_bits;   // of GatherBlockQuantized
   bool weights_are_prepacked = false;  // for a GPU's kernels: other kernels read them as garbage
 
   // Files with weights that lie beside the graph, and the bytes each must have at least.

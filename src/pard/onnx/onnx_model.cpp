@@ -77,9 +77,9 @@ SessionOptions session_options(const FolderContract& contract, const OnnxModelOp
   session.own_matmul =
       options.own_matmul && session.provider == "cpu" && contract.form == GraphForm::gqa &&
       !contract.file_summary.weight_bits.empty() && contract.file_summary.products_are_plain;
-  session.own_gather =
-      options.own_matmul && session.provider == "cpu" && contract.form == GraphForm::gqa &&
-      !contract.file_summary.table_bits.empty() && contract.file_summary.gathers_are_plain;
+  session.own_gather = options.own_matmul && session.provider == "cpu" &&
+                       contract.form == GraphForm::gqa && contract.file_summary.has_gathers &&
+                       contract.file_summary.gathers_are_plain;
   session.logits = contract.names.logits;
   return session;
 }
@@ -115,12 +115,13 @@ bool uses_own_matmul(const FolderContract& contract, const OnnxModelOptions& opt
                      const OrtLibrary& library) {
   const SessionOptions session = session_options(contract, options);
   const OnnxFileSummary& summary = contract.file_summary;
-  const bool gathers = session.own_gather || summary.table_bits.empty();
-  if (summary.products_are_ours && !(session.own_matmul && gathers)) {
+  const bool gathers = session.own_gather || !summary.has_gathers;
+  const bool multiplies = session.own_matmul || summary.weight_bits.empty();
+  if (summary.products_are_ours && !(multiplies && gathers)) {
     throw ModelError(
         {"The products of model '" + contract.name + "' run only in pard-rt's kernels",
-         "provider 'cpu', own_matmul = true, and every MatMulNBits with constant "
-         "weights and accuracy_level 4",
+         "provider 'cpu', own_matmul = true, and every MatMulNBits and "
+         "GatherBlockQuantized with constant weights, at accuracy_level 4",
          "provider '" + options.session.provider +
              "' and own_matmul = " + (options.own_matmul ? "true" : "false"),
          "Open the folder on the CPU, or export the model again for other providers."});
@@ -134,7 +135,8 @@ bool uses_own_matmul(const FolderContract& contract, const OnnxModelOptions& opt
   };
   require(session.own_matmul || !summary.weight_bits.contains(8), 22,
           "whose MatMulNBits takes weights of 8 bits");
-  require(gathers, 23, "whose GatherBlockQuantized knows how many bits numbers have");
+  require(session.own_gather || !summary.gathers_name_bits, 23,
+          "whose GatherBlockQuantized knows how many bits numbers have");
   return session.own_matmul;
 }
 
