@@ -226,7 +226,7 @@ class _Plan:
         return agreement, own
 
     def carry_over(self, file: Path, options: OpenOptions) -> Agreement:
-        """Write the blocks of a GGUF file; matrices are never all floats at once.
+        """Write the blocks of a GGUF file; matrices that have them are never all floats at once.
 
         The module is tried with the layers that are traced, and compared with all of them.
         """

@@ -12,7 +12,7 @@ from pard_rt.exporter.matrices import matrices
 from pard_rt.models.checkpoint import LoadedModel
 from pard_rt.pytorch.probe import attention_implementation, new_cache
 
-_TEXTS, _LENGTH = 8, 96  # longer ones measure no better
+_TEXTS, _LENGTH = 8, 96  # tokens of each
 
 
 def input_powers(loaded: LoadedModel) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ from pard_rt.models.checkpoint import LoadedModel
 
 BITS = {"int8": 8, "int4": 4}
 BLOCK_SIZE = 32  # weights that share a scale
-_TABLE_BITS = 8  # of embeddings and heads: rounding them to 4 costs more than all else together
+_TABLE_BITS = 8  # of the head: rounding it to 4 bits adds 5 % to SmolLM2's perplexity
 _SHRINKS = torch.linspace(0.72, 1.12, 9).tolist()  # of the scale that reaches the largest number
 _PART = 1 << 18  # weights that are rounded at a time: they stay in the processor's caches
 
