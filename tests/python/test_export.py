@@ -8,6 +8,7 @@ from collections import Counter
 from importlib import import_module
 from pathlib import Path
 from typing import Any, get_args
+from unittest import mock
 
 import numpy as np
 import numpy.typing as npt
@@ -90,6 +91,7 @@ def test_portable_form_has_standard_operators_only(architecture: str, tmp_path: 
     [
         ("qwen3", "gqa", {"num_hidden_layers": 5}),
         ("qwen3", "portable", {"num_hidden_layers": 5}),
+        ("llama31", "gqa", {"num_hidden_layers": 5}),
         ("qwen2", "gqa", {"num_hidden_layers": 8, **HALF_WINDOWED}),
     ],
 )
@@ -102,8 +104,11 @@ def test_layers_that_repeat_are_copies(
 ) -> None:
     model = make_model(tmp_path / "model", architecture, **settings)
     repeated, traced = tmp_path / "repeated", tmp_path / "traced"
-    export(model, repeated, form=form)
-    monkeypatch.setattr(import_module("pard_rt.exporter.trace"), "find_repeats", lambda *_: None)
+    module = import_module("pard_rt.exporter.trace")
+    with mock.patch.object(module, "_traced", wraps=module._traced) as traces:
+        export(model, repeated, form=form)
+    assert traces.call_count == 1
+    monkeypatch.setattr(module, "find_repeats", lambda *_: None)
     export(model, traced, form=form)
     assert operators(repeated) == operators(traced)
     tokens = list(range(5, 40))

@@ -157,17 +157,23 @@ def repeat(model: ir.Model, module: nn.Module, repeats: Repeats) -> None:
     of_layers = {layer: written[2 * i : 2 * i + 2] for i, layer in enumerate(repeats.traced)}
     graph.outputs.clear()
     positions = {node: i for i, node in enumerate(graph)}
+    of_module = itertools.chain(module.named_parameters(), module.named_buffers())
+    weights = {_PREFIX + name: weight for name, weight in of_module}
     layers = {
         layer: _Layer(
-            repeats.stem, layer, marks[_ENTER, layer], marks[_LEAVE, layer], outputs, positions
+            repeats.stem,
+            layer,
+            weights,
+            (marks[_ENTER, layer], marks[_LEAVE, layer]),
+            outputs,
+            positions,
         )
         for layer, outputs in of_layers.items()
     }
     for witness, like in set(repeats.models.values()):
         _require_alike(layers[witness], layers[like])
-    weights = dict(itertools.chain(module.named_parameters(), module.named_buffers()))
     for layer, (_, like) in repeats.models.items():
-        of_layers[layer] = layers[like].copy(graph, layer, marks[_COPY, layer], weights)
+        of_layers[layer] = layers[like].copy(graph, layer, marks[_COPY, layer])
     for node in marks.values():
         if node.op_type != _COPY:
             replace_all_uses_with(node.outputs[0], _input(node))
@@ -182,12 +188,14 @@ class _Layer:
         self,
         stem: str,
         index: int,
-        enter: ir.Node,
-        leave: ir.Node,
+        weights: Mapping[str, Tensor],
+        marks: tuple[ir.Node, ir.Node],
         written: Sequence[ir.Value],
         positions: Mapping[ir.Node, int],
     ) -> None:
+        enter, leave = marks
         self._stem = stem
+        self._weights = weights
         self.index = index
         self.x = enter.outputs[0]
         self.results = [_input(leave), *written]
@@ -232,13 +240,11 @@ class _Layer:
         renamed = self.renamed(name, layer)
         if renamed is not None:
             return graph.initializers.get(renamed, renamed)
-        if name.removeprefix(_PREFIX).startswith(f"{self._stem}."):
+        if name in self._weights and name.startswith(f"{_PREFIX}{self._stem}."):
             raise DiffersError  # another layer's: of equal weights the tracer keeps one
-        return value
+        return value  # of the whole module, or a constant named after the first layer to use it
 
-    def copy(
-        self, graph: ir.Graph, layer: int, mark: ir.Node, weights: Mapping[str, Tensor]
-    ) -> list[ir.Value]:
+    def copy(self, graph: ir.Graph, layer: int, mark: ir.Node) -> list[ir.Value]:
         """Put a copy in a mark's place, as another layer; return what it writes into the cache."""
         values: dict[ir.Value | None, ir.Value | None] = {self.x: _input(mark), None: None}
         for node in self.nodes:
@@ -247,7 +253,7 @@ class _Layer:
                     continue
                 assert value is not None
                 other = self.counterpart(graph, value, layer)
-                values[value] = _weight(graph, other, weights) if isinstance(other, str) else other
+                values[value] = self._weight(graph, other) if isinstance(other, str) else other
             outputs = [ir.Value(type=each.type, shape=each.shape) for each in node.outputs]
             values.update(zip(node.outputs, outputs, strict=True))
             attributes = self.attributes(node, layer)
@@ -260,20 +266,19 @@ class _Layer:
         graph.remove(mark, safe=True)
         return [value for value in written if value is not None]
 
+    def _weight(self, graph: ir.Graph, name: str) -> ir.Value:
+        weight = self._weights.get(name)
+        if weight is None:
+            raise DiffersError
+        array = weight.detach().cpu().numpy()
+        value = ir.val(name, const_value=ir.tensor(array, name=name))
+        graph.register_initializer(value)
+        return value
+
 
 def _input(node: ir.Node) -> ir.Value:
     (value,) = node.inputs
     assert value is not None
-    return value
-
-
-def _weight(graph: ir.Graph, name: str, weights: Mapping[str, Tensor]) -> ir.Value:
-    weight = weights.get(name.removeprefix(_PREFIX))
-    if weight is None:
-        raise DiffersError
-    array = weight.detach().cpu().numpy()
-    value = ir.val(name, const_value=ir.tensor(array, name=name))
-    graph.register_initializer(value)
     return value
 
 
