@@ -34,7 +34,7 @@ def write_gguf(
     extra: dict[str, np.ndarray] | None = None,
     scaling: str = "",
     splits: int = 1,
-    fields: dict[str, int] | None = None,
+    fields: dict[str, int | str] | None = None,
     **changes: Any,
 ) -> Path:
     """Write a tiny seeded model whose matrices have a type that gguf can quantize to.
@@ -65,9 +65,14 @@ def write_gguf(
         writer = gguf.GGUFWriter(here, architecture)
         if part == 0:
             _write_fields(writer, config, scaling)
-            for key, number in (fields or {}).items():
+            add: dict[type, Any] = {
+                int: writer.add_uint32,
+                bool: writer.add_bool,
+                str: writer.add_string,
+            }
+            for key, value in (fields or {}).items():
                 writer.kv_data[0].pop(key, None)
-                writer.add_uint32(key, number)
+                add[type(value)](key, value)
         if splits > 1:
             writer.add_uint16("split.no", part)
             writer.add_uint16("split.count", splits)
@@ -122,7 +127,7 @@ def _write_fields(writer: gguf.GGUFWriter, config: Any, scaling: str) -> None:
     for token in tokenizer.all_special_ids:
         kinds[token] = gguf.TokenType.CONTROL
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("default")
+    writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list(pieces)
     writer.add_token_types(kinds)
     writer.add_token_merges(list(MERGES))

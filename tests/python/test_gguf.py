@@ -23,7 +23,7 @@ from pard_rt.cli import main
 from pard_rt.exporter import carried
 from pard_rt.models import OpenOptions, converted
 from pard_rt.models.gguf import load_gguf
-from tiny_models import EOS, make_tokenizer
+from tiny_models import BOS, EOS, make_tokenizer
 
 PROMPTS = [[5, 6, 7, 8], list(range(40, 60)), [9]]
 
@@ -94,6 +94,43 @@ def test_tables_are_stored_once(tmp_path: Path) -> None:
     (head,) = (node for node in graph.node if "logits" in node.output)
     assert gather.input[0] == head.input[1]
     assert not any(tensor.name.endswith("embed_tokens.weight") for tensor in graph.initializer)
+
+
+@pytest.mark.parametrize(
+    ("split", "expected"),
+    [
+        ("gpt-2", "I|'|LL|Ġpay|Ġ1234567|ĊĊĠ|Ġ\"|it|'s|Ġa|ĠURLPath|./|Ċ"),
+        ("smollm", "I|'|LL|Ġpay|Ġ|1|2|3|4|5|6|7|ĊĊĠ|Ġ\"|it|'s|Ġa|ĠURLPath|./|Ċ"),
+        ("llama-bpe", "I|'LL|Ġpay|Ġ|123|456|7|ĊĊ|Ġ|Ġ\"|it|'s|Ġa|ĠURLPath|./Ċ"),
+        ("qwen2", "I|'LL|Ġpay|Ġ|1|2|3|4|5|6|7|ĊĊ|Ġ|Ġ\"|it|'s|Ġa|ĠURLPath|./Ċ"),
+        ("gpt-4o", "I'LL|Ġpay|Ġ|123|456|7|ĊĊ|Ġ|Ġ\"|it's|Ġa|ĠURLPath|./Ċ"),
+        ("tekken", "I|'LL|Ġpay|Ġ|1|2|3|4|5|6|7|ĊĊ|Ġ|Ġ\"|it|'s|Ġa|ĠURLPath|./Ċ"),
+        ("deepseek-coder", "I|'|LL|Ġpay|Ġ|1|2|3|4|5|6|7|Ċ|Ċ|Ġ|Ġ\"|it|'|s|Ġa|ĠURLPath|./|Ċ"),
+    ],
+)
+def test_text_is_split_as_the_file_says(split: str, expected: str, tmp_path: Path) -> None:
+    file = write_gguf(tmp_path / "m.gguf", fields={"tokenizer.ggml.pre": split})
+    splits = load_gguf(file, OpenOptions()).tokenizer.backend_tokenizer.pre_tokenizer
+    pieces = splits.pre_tokenize_str("I'LL pay 1234567\n\n  \"it's a URLPath./\n")
+    assert "|".join(piece for piece, _ in pieces) == expected
+
+
+@pytest.mark.parametrize("says", [None, True, False])
+def test_llama_3_begins_a_text(says: bool | None, tmp_path: Path) -> None:
+    fields: dict[str, int | str] = {"tokenizer.ggml.pre": "llama-bpe"}
+    if says is not None:
+        fields["tokenizer.ggml.add_bos_token"] = says
+    tokenizer = load_gguf(write_gguf(tmp_path / "m.gguf", fields=fields), OpenOptions()).tokenizer
+    begins = [BOS] if says in (None, True) else []
+    assert tokenizer.encode("the") == begins + TOKENIZER.encode("the", add_special_tokens=False)
+    assert tokenizer.backend_tokenizer.model.ignore_merges
+
+
+@pytest.mark.parametrize(("split", "said"), [("", "does not say how"), ("zz", "says 'zz'")])
+def test_an_unknown_split_is_noticed(split: str, said: str, tmp_path: Path) -> None:
+    file = write_gguf(tmp_path / "m.gguf", fields={"tokenizer.ggml.pre": split})
+    with pytest.warns(pard_rt.Notice, match=f"other tokens than the model was made for.*{said}"):
+        load_gguf(file, OpenOptions())
 
 
 def test_a_changed_file_is_converted_again(

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 import pard_rt
 from conftest import TinyModels
-from tiny_models import NUM_TOKENS, make_model
+from tiny_models import NUM_TOKENS, VOCAB_SIZE, make_model
 
 Change = Callable[[onnx.GraphProto, onnx.NodeProto], None]
 
@@ -283,3 +283,81 @@ def test_a_table_with_scales_that_are_no_numbers_is_refused(folder: Path, tmp_pa
     onnx.save(model, out / "model.onnx")
     with pytest.raises(pard_rt.FolderError, match=f"'{table.name}'.*finite"):
         opened(out)
+
+
+def table_in_place_of_logits(
+    folder: Path, out: Path, bits: int, block: int, offsets: str, ids: str
+) -> tuple[Path, NDArray[np.float32]]:
+    """Let the logits of a token be its row of a random quantized table; return the table too."""
+
+    def over(numbers: NDArray[Any]) -> NDArray[Any]:
+        return np.repeat(numbers, block, axis=1)
+
+    random = np.random.default_rng(bits * block)
+    width, per_byte = VOCAB_SIZE, 8 // bits
+    blocks = width // block
+    scales = random.normal(size=(VOCAB_SIZE, blocks)).astype(np.float32)
+    integers = random.integers(0, 1 << bits, (VOCAB_SIZE, blocks * block))
+    points = random.integers(0, 1 << bits, (VOCAB_SIZE, blocks + blocks % per_byte))
+    minima = random.normal(size=scales.shape).astype(np.float32)
+    zeros = {"": np.full_like(points, 1 << bits - 1), "zero points": points, "minima": 0 * points}
+    found = over(scales) * (integers - over(zeros[offsets][:, :blocks])).astype(np.float32)
+    if offsets == "minima":
+        found += over(minima)
+
+    def packed(numbers: NDArray[np.int64]) -> NDArray[np.uint8]:
+        pairs = numbers[:, 0::2] + 16 * numbers[:, 1::2] if bits == 4 else numbers
+        return pairs.astype(np.uint8)
+
+    model = onnx.load(folder / "model.onnx")
+    graph = model.graph
+    constants = {"t.table": packed(integers), "t.scales": scales}
+    inputs = ["t.table", "t.ids", "t.scales"]
+    if offsets == "zero points":
+        inputs.append("t.points")
+        constants["t.points"] = packed(points)
+    elif offsets == "minima":
+        inputs += ["", "t.minima"]
+        constants["t.minima"] = minima
+        constants["t.table"] = constants["t.table"].reshape(VOCAB_SIZE, blocks, -1)  # ours alone
+    constants |= {"t.minus": np.int64([-1]), "t.end": np.int64([1 << 62]), "t.axis": np.int64([1])}
+    graph.initializer.extend(
+        onnx.numpy_helper.from_array(*item[::-1]) for item in constants.items()
+    )
+    (last,) = (node for node in graph.node if "logits" in node.output)
+    last.output[list(last.output).index("logits")] = "t.unused"
+    kind = onnx.TensorProto.INT32 if ids == "int32" else onnx.TensorProto.INT64
+    settings = {"bits": bits, "block_size": block, "gather_axis": 0, "quantize_axis": 1}
+    make = onnx.helper.make_node
+    graph.node.extend(
+        [
+            make("Cast", ["input_ids"], ["t.ids"], to=kind),
+            make(
+                "GatherBlockQuantized",
+                inputs,
+                ["t.rows"],
+                name="t.table",
+                domain="com.microsoft",
+                **settings,
+            ),
+            make("Mul", ["num_logits", "t.minus"], ["t.start"]),
+            make("Slice", ["t.rows", "t.start", "t.end", "t.axis"], ["logits"]),
+        ]
+    )
+    shutil.copytree(folder, out)
+    (out / "model.onnx.data").unlink()
+    onnx.save(model, out / "model.onnx")
+    return out, found
+
+
+@pytest.mark.parametrize("ids", ["int64", "int32"])
+@pytest.mark.parametrize("offsets", ["", "zero points", "minima"])
+@pytest.mark.parametrize(("bits", "block"), [(4, 16), (4, 32), (8, 16), (8, 32)])
+def test_rows_of_a_table_are_its_numbers(
+    folder: Path, tmp_path: Path, bits: int, block: int, offsets: str, ids: str
+) -> None:
+    out, table = table_in_place_of_logits(folder, tmp_path / "out", bits, block, offsets, ids)
+    model = opened(out)
+    tokens = list(range(1, 60))
+    item = pard_rt.ForwardItem(sequence=0, past_length=0, tokens=tokens, num_rows=len(tokens))
+    np.testing.assert_array_equal(np.from_dlpack(model.forward([item])), table[tokens])

@@ -24,7 +24,7 @@ from pard_rt.exporter.lower import joinable, lowered, save
 from pard_rt.exporter.matrices import blocks_multiplied
 from pard_rt.exporter.quantize import BITS, rounded_matrices
 from pard_rt.exporter.quiet import quiet
-from pard_rt.exporter.repeat import find_repeats
+from pard_rt.exporter.repeat import Repeats, copying_layers, find_repeats
 from pard_rt.exporter.trace import apply_contract_shapes, trace
 from pard_rt.models import OpenOptions, locate
 from pard_rt.models.checkpoint import LoadedModel, load_checkpoint
@@ -203,16 +203,21 @@ class _Plan:
         adopted = adopt(module, loaded.facts.max_length)
         write_text_files(self.folder, source, loaded)
         check = Check(loaded, adopted, form)
-        traced = self._traced(loaded, adopted, {})
         bits = BITS.get(self.weights)
         graph = GRAPH if bits is None else "exact.onnx"
-        model = lowered(traced, module, form)
-        if fp16_files:
-            store_halved(model)
-        save(model, self.folder / graph)
         contract = partial(write_contract, self.folder, loaded.facts, adopted.layout, form)
-        contract(self.weights if bits is None else "fp32", graph=graph)
-        agreement = check.require_exact(self.folder)
+
+        def write_exact(repeats: Repeats | None) -> tuple[ir.Model, Agreement]:
+            traced = self._traced(loaded, adopted, {}, repeats)
+            model = lowered(traced, module, form)
+            if fp16_files:
+                store_halved(model)
+            save(model, self.folder / graph)
+            contract(self.weights if bits is None else "fp32", graph=graph)
+            return traced, check.require_exact(self.folder)
+
+        repeats = find_repeats(module, adopted.layout.num_layers)
+        traced, agreement = copying_layers(repeats, write_exact)
         may_be_own = form == "gqa" and self.weights != "fp16"
         own = may_be_own and not check.runs_in_onnxruntime_alone(self.folder)
         if bits is not None:
@@ -240,7 +245,7 @@ class _Plan:
             with blocks_multiplied(module, blocks, zeros=copies):
                 adopted = adopt(module, loaded.facts.max_length, _WRITTEN_BY_BLOCKS)
                 shown.reach(0.3)
-                traced = self._traced(loaded, adopted, blocks)
+                traced = copying_layers(repeats, partial(self._traced, loaded, adopted, blocks))
             shown.reach(0.5)
             with blocks_multiplied(module, blocks):
                 check = Check(loaded, adopted, self.form, written=0)
@@ -257,11 +262,15 @@ class _Plan:
         save(model, self.folder / GRAPH)
 
     def _traced(
-        self, loaded: LoadedModel, adopted: Adopted, blocks: Mapping[str, Blocks]
+        self,
+        loaded: LoadedModel,
+        adopted: Adopted,
+        blocks: Mapping[str, Blocks],
+        repeats: Repeats | None,
     ) -> ir.Model:
         module, longest = loaded.module, loaded.facts.max_length
         on_all_rows = self.head_on_all_rows
-        model = trace(module, adopted, self.form, longest, head_on_all_rows=on_all_rows)
+        model = trace(module, adopted, self.form, longest, repeats, head_on_all_rows=on_all_rows)
         fuse(model, partial(joinable, module, blocks))
         apply_contract_shapes(model)
         return model

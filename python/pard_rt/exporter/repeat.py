@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 from unittest import mock
 
 import numpy as np
@@ -15,12 +15,14 @@ from onnx_ir.convenience import replace_all_uses_with
 from torch import Tensor, nn
 from torch.onnx.ops import symbolic
 
+from pard_rt.errors import ModelError
 from pard_rt.exporter.matrices import DOMAIN, LAYERS
 
 _ENTER, _LEAVE, _COPY = "Enter", "Leave", "Copy"
 _LAYER = "layer"  # attribute: which one
 _INPUTS_BEFORE_PAST = 4  # of a graph's, and two for each layer after them
 _PREFIX = "module."  # of a graph's weights, before their names in the module
+_T = TypeVar("_T")
 _TRACED = 3  # of a kind: the first may compute what others share, the next two are compared
 
 
@@ -89,6 +91,14 @@ def _build(part: nn.Module) -> Any:
         tuple((name, tensor.shape, tensor.dtype) for name, tensor in own),
         tuple((name, _build(child)) for name, child in part.named_children()),
     )
+
+
+def copying_layers(repeats: Repeats | None, attempt: Callable[[Repeats | None], _T]) -> _T:
+    """Attempt something with layers that are copies; if they turn out not to be, with none."""
+    if repeats is not None:
+        with suppress(DiffersError, ModelError):
+            return attempt(repeats)
+    return attempt(None)
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from typing import Any
 
 import onnx_ir as ir
@@ -17,7 +17,7 @@ from pard_rt.errors import ModelError, first_line
 from pard_rt.exporter.fused import fused_modules, plain_norms
 from pard_rt.exporter.matrices import named_matrices
 from pard_rt.exporter.quiet import silent
-from pard_rt.exporter.repeat import DiffersError, find_repeats, repeat, repeating
+from pard_rt.exporter.repeat import Repeats, repeat, repeating
 from pard_rt.exporter.rope import RopeTables, find_rope, read_full_tables, tabled, unrotated
 from pard_rt.pytorch.attention import AttentionCall, attending, softmax_scores
 from pard_rt.pytorch.probe import Adopted, CacheLayout
@@ -201,10 +201,13 @@ def trace(
     adopted: Adopted,
     form: str,
     max_length: int,
+    repeats: Repeats | None = None,
     *,
     head_on_all_rows: bool = False,
 ) -> ir.Model:
     """Trace a module (see `pard_rt.pytorch.probe.adopt`) in form "gqa" or "portable".
+
+    Layers that repeat are not traced, but copied.
 
     Returns
     -------
@@ -216,9 +219,10 @@ def trace(
     ------
     ModelError
         PyTorch cannot trace or translate the module; the layer at fault is named.
+    DiffersError
+        Layers that should repeat do not.
     """
     layout, text = adopted.layout, adopted.text
-    repeats = find_repeats(module, layout.num_layers)
     full = read_full_tables(module, max_length)
     rope = find_rope(module, full, text) if form == "gqa" and text is not None else None
     with ExitStack() as stack:
@@ -231,14 +235,11 @@ def trace(
         stack.enter_context(torch.no_grad())
         stack.enter_context(silent())
         graph = _Graph(module, form, rope, max_length, head_on_all_rows).eval()
-        model = None
         if repeats is not None:
-            with repeating(module, repeats), suppress(DiffersError, ModelError):
-                repeated = _traced(graph, layout, form)
-                repeat(repeated, module, repeats)
-                model = repeated
-        if model is None:
-            model = _traced(graph, layout, form)
+            stack.enter_context(repeating(module, repeats))
+        model = _traced(graph, layout, form)
+    if repeats is not None:
+        repeat(model, module, repeats)
     _name(model, layout, form)
     return model
 

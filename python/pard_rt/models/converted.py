@@ -16,7 +16,7 @@ from pard_rt.errors import requiring
 from pard_rt.models.find import parts_of
 from pard_rt.writing import writing
 
-_FORMAT = 1  # bump when the converter's output changes
+_FORMAT = 2  # bump when the converter's output changes
 _CONVERTING = threading.Lock()  # one at a time in a process: modules are patched meanwhile
 
 

@@ -14,11 +14,12 @@ from unittest import mock
 import numpy as np
 import numpy.typing as npt
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from pard_rt.errors import Error, ModelError, RuntimeMissingError, first_line
 from pard_rt.models.checkpoint import LoadedModel, loaded_from
 from pard_rt.models.find import parts_of
+from pard_rt.models.gguf_text import read_tokenizer
 from pard_rt.models.options import OpenOptions
 
 if TYPE_CHECKING:
@@ -143,6 +144,11 @@ def config_and_tokenizer(file: Path, reader: GGUFReader) -> tuple[Any, Any]:
     ------
     ModelError
         It does not know the architecture, or fields are damaged.
+
+    Warns
+    -----
+    Notice
+        How the file's text is split into tokens is not known.
     """
     with reading(file), parsed_once(reader), _alone(file) as folder:
         architecture = text(reader, "general.architecture")
@@ -164,7 +170,8 @@ def config_and_tokenizer(file: Path, reader: GGUFReader) -> tuple[Any, Any]:
         window = number(reader, f"{architecture}.attention.sliding_window", 0)
         if architecture == "phi3" and window:
             config.sliding_window = window
-        tokenizer: Any = AutoTokenizer.from_pretrained(folder, gguf_file=file.name)
+        kind, split = (text(reader, f"tokenizer.ggml.{key}") for key in ("model", "pre"))
+        tokenizer = read_tokenizer(folder, file, kind, split)
     return config, tokenizer
 
 
