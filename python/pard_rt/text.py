@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 from codecs import utf_8_decode
 from collections.abc import Iterable
 from collections.abc import Sequence as ListLike
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import accumulate, product
 from pathlib import Path
@@ -61,6 +63,7 @@ class TokenText:
                 "a damaged one" if file.is_file() else "none",
                 "Copy it there from the original model, or pass token ids.",
             ) from error
+        _give_back_memory()
         spelled = folder / "token_bytes.bin"
         if not spelled.is_file():
             return cls(tokenizer, token_bytes(tokenizer, num_tokens))
@@ -217,3 +220,12 @@ def _find_stop(come: ListLike[tuple[str, bool]], stop: tuple[str, ...]) -> tuple
             elif each.startswith(text[at:]):
                 begun.append(i)
     return (min(found), True) if found else (min(begun), False)
+
+
+def _give_back_memory() -> None:
+    """Let the system have what was freed: parsing Gemma's tokenizer leaves 190 MB of that.
+
+    glibc would keep it for the process.
+    """
+    with suppress(AttributeError, OSError, TypeError):  # another libc
+        ctypes.CDLL(None).malloc_trim(0)
