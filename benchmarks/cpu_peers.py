@@ -33,6 +33,9 @@ import numpy as np
 import pard_rt
 from cpu_peers_page import page, plot
 from onnx_models import machine
+from pard_rt.cli.perplexity import perplexity
+from pard_rt.models import open_model
+from pard_rt.progress import Progress
 
 Json = dict[str, Any]
 ROWS = (1, 2, 5, 9, 17, 512)
@@ -114,21 +117,6 @@ def folder_of(engine: str, model: str, weights: str, work: Path) -> Path:
     else:
         pard_rt.export(file, out)
     return out
-
-
-def perplexity(folder: Path, ids: list[int], window: int = 512, skipped: int = 32) -> float:
-    """Return exp of the mean surprise of the tokens of a text, read in windows."""
-    model = pard_rt.OnnxModel(folder, exact=False)
-    total, count = 0.0, 0
-    for begin in range(0, len(ids) - window, window):
-        tokens = ids[begin : begin + window]
-        item = pard_rt.ForwardItem(sequence=0, past_length=0, tokens=tokens, num_rows=window)
-        logits = np.from_dlpack(model.forward([item]))[skipped:-1].astype(np.float64)
-        top = logits.max(-1)
-        sums = top + np.log(np.exp(logits - top[:, None]).sum(-1))
-        total += float((sums - logits[np.arange(len(logits)), tokens[skipped + 1 :]]).sum())
-        count += len(logits)
-    return float(np.exp(total / count))
 
 
 def product_bytes(folder: Path) -> int:
@@ -289,9 +277,8 @@ def take_turn(peer: Peer, found: Json, ids: list[int], text: str, first: bool) -
 def describe(chosen: Set, text: str, work: Path) -> Json:
     """Return bits per weight and perplexity of the weights of a set."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM
 
-    ids = AutoTokenizer.from_pretrained(PUBLISHED / chosen.target)(text)["input_ids"][: 4 * 512 + 1]
     with torch.device("meta"):
         config = AutoConfig.from_pretrained(PUBLISHED / chosen.target)
         parameters = sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
@@ -305,7 +292,7 @@ def describe(chosen: Set, text: str, work: Path) -> Json:
         folder = folder_of(engine, chosen.target, weights, work)
         described[f"{engine} {weights}"] = {
             "bits": round(8 * product_bytes(folder) / parameters, 2),
-            "perplexity": round(perplexity(folder, ids), 3),
+            "perplexity": round(perplexity(open_model(folder), text, Progress(""))[0], 3),
         }
     file = PUBLISHED / f"{chosen.target}.gguf"
     described["file"] = {"bits": round(8 * file.stat().st_size / parameters, 2)}
@@ -336,7 +323,7 @@ def main() -> None:
         prompts = [json.loads(line)["prompt"] for line in lines]
         for name, chosen in SETS.items():
             if arguments.only in (None, name):
-                about = describe(chosen, "\n\n".join(prompts), arguments.work)
+                about = describe(chosen, "\n\n".join(prompts)[:8000], arguments.work)
                 measured = measure(
                     chosen, prompts[: arguments.num_prompts], arguments.work, arguments.venvs
                 )

