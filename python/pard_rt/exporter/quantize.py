@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
 import numpy as np
 import torch
 from torch import Tensor
 
-from pard_rt.exporter.blocks import Blocks, pack_nibbles
+from pard_rt.exporter.blocks import Array, Blocks, pack_nibbles
 from pard_rt.exporter.calibrate import input_powers
 from pard_rt.exporter.matrices import matrices, weight_of
 from pard_rt.models.checkpoint import LoadedModel
@@ -57,18 +61,35 @@ def round_matrix(matrix: Tensor, bits: int, powers: Tensor | None = None) -> Blo
     weights = _in_blocks(powers[None])[0]
     count = max(1, _PART // weights.numel())
     parts = [matrix[start : start + count].detach() for start in range(0, rows, count)]
-    reaching = [_reaching_scales(_in_blocks(part), bits) for part in parts]
-    halve = all(map(_are_half, reaching))
-    integers, scales = [], []
-    for part, scale in zip(parts, reaching, strict=True):
-        numbers = _in_blocks(part)
-        found = _rounded(scale, halve)
-        if bits < _TABLE_BITS:
-            found = _searched(numbers, found, bits, weights * _sizes(numbers), halve)
-        rounded = _integers(numbers, found, bits).add_(1 << bits - 1).to(torch.uint8).numpy()
-        integers.append(pack_nibbles(rounded) if bits == 4 else rounded)
-        scales.append(found.numpy())
+    with _threads() as pool:
+        reaching = list(pool.map(lambda part: _reaching_scales(_in_blocks(part), bits), parts))
+        halve = all(pool.map(_are_half, reaching))
+
+        def round_part(part: Tensor, scale: Tensor) -> tuple[Array, Array]:
+            numbers = _in_blocks(part)
+            found = _rounded(scale, halve)
+            if bits < _TABLE_BITS:
+                found = _searched(numbers, found, bits, weights * _sizes(numbers), halve)
+            rounded = _integers(numbers, found, bits).add_(1 << bits - 1).to(torch.uint8).numpy()
+            return pack_nibbles(rounded) if bits == 4 else rounded, found.numpy()
+
+        integers, scales = zip(*pool.map(round_part, parts, reaching), strict=True)
     return Blocks(bits, BLOCK_SIZE, depth, np.concatenate(integers), np.concatenate(scales))
+
+
+@contextmanager
+def _threads() -> Iterator[ThreadPoolExecutor]:
+    """Give as many threads as PyTorch has, whose operations take one each.
+
+    They are short. Where other work keeps a core busy, sharing each out takes many times as long.
+    """
+    count = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(count) as pool:
+            yield pool
+    finally:
+        torch.set_num_threads(count)
 
 
 def _in_blocks(rows: Tensor) -> Tensor:
