@@ -21,7 +21,7 @@ STYLES = {
     "33": ' fill="#d29922"',
 }
 PARTS = re.compile(r"\x1b\[([0-9;?]*)([A-Za-z])|([^\x1b])", re.DOTALL)
-ERASED = re.compile(r"[^\n]*\r\x1b\[K")
+ERASED = re.compile(r"[^\n]*\r\x1b\[K|^Script (started|done) on .*$", re.MULTILINE)
 HEAD = (
     '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
     'width="{width}" height="{height}">\n'
@@ -61,4 +61,4 @@ def draw(shown: str) -> str:
 
 if __name__ == "__main__":
     session, picture = map(Path, sys.argv[1:])
-    picture.write_text(draw(session.read_text("utf-8")), "utf-8")
+    picture.write_text(draw(session.read_bytes().decode("utf-8")), "utf-8")  # with its \r
