@@ -113,6 +113,16 @@ def write_text_files(folder: Path, source: Path, loaded: LoadedModel) -> None:
     table = token_bytes(loaded.tokenizer, num_tokens)
     (folder / "token_bytes.bin").write_bytes(encode_token_bytes(table))
     loaded.tokenizer.save_pretrained(folder)
+    _pack(folder / "tokenizer.json")
     if (source / _GENERATION).is_file():
         shutil.copyfile(source / _GENERATION, folder / _GENERATION)
     require_same_encodings(TokenText.of_folder(folder, num_tokens).tokenizer, loaded.tokenizer)
+
+
+def _pack(file: Path) -> None:
+    """Write a JSON file again without spaces: half of a tokenizer.json is indentation."""
+    if file.is_file():
+        packed = json.dumps(
+            json.loads(file.read_bytes()), ensure_ascii=False, separators=(",", ":")
+        )
+        file.write_text(packed, "utf-8")
