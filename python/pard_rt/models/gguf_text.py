@@ -1,4 +1,4 @@
-"""Tokenizers of GGUF files: transformers builds them, but splits most kinds of text its own way."""
+"""Tokenizers of GGUF files: transformers builds them, but splits the text of many its own way."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from transformers import AutoTokenizer
 from pard_rt.errors import Notice, notify
 
 _DIGIT = r"\p{N}"
-_WORD = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
+_SHORT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_WORD = _SHORT + r"|[^\r\n\p{L}\p{N}]?\p{L}+"
 _REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
-_SHORT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
 
 
 def _cased(short: str, digits: str) -> str:
@@ -29,10 +29,10 @@ _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)
 _DIGITS = (_DIGIT, _GPT2)
 _LLAMA3 = (rf"{_WORD}|\p{{N}}{{1,3}}|{_REST}",)
 _QWEN2 = (f"{_WORD}|{_DIGIT}|{_REST}",)
-_GPT4O = (_cased(_SHORT, r"\p{N}{1,3}"),)
+_GPT4O = (_cased(f"{_SHORT}?", r"\p{N}{1,3}"),)
 
 # What text is split at, one expression after the other, by the names that files give.
-SPLITS: Mapping[str, tuple[str, ...]] = {
+_SPLITS: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(("gpt-2", "phi-2", "olmo", "mpt", "jais", "gigachat", "mellum"), (_GPT2,)),
     **dict.fromkeys(("smollm", "starcoder", "refact", "command-r", "codeshell"), _DIGITS),
     **dict.fromkeys(("exaone", "minerva-7b", "mellum2"), _DIGITS),
@@ -68,17 +68,17 @@ def read_tokenizer(folder: str, file: Path, kind: str, split: str) -> Any:
     tokenizer: Any = AutoTokenizer.from_pretrained(folder, gguf_file=file.name, **begins)
     if kind != "gpt2":
         return tokenizer
-    expressions = SPLITS.get(split)
+    expressions = _SPLITS.get(split)
     if expressions is None:
         said = f"It says '{split}'." if split else "It does not say how."
         notify(
             Notice(
                 f"The text for '{file}' may be split into other tokens than the model was made for",
                 said,
-                "It is split as GPT-2's is. Better: export the checkpoint the file was made from.",
+                "It is split as transformers does. Better: export the checkpoint it was made from.",
             )
         )
-        expressions = (_GPT2,)
+        return tokenizer
     backend = tokenizer.backend_tokenizer
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Split(Regex(each), behavior="isolated") for each in expressions]
