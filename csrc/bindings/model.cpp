@@ -104,16 +104,19 @@ void register_model(py::module_& module) {
   py::class_<ModelInfo>(module, "ModelInfo")
       .def(py::init([](std::string name, std::int64_t vocab_size, std::int64_t max_length,
                        std::optional<std::int64_t> num_tokens,
-                       std::shared_ptr<TokenBytes> token_bytes) {
-             return ModelInfo{std::move(name), vocab_size, max_length, num_tokens,
-                              std::move(token_bytes)};
+                       std::shared_ptr<TokenBytes> token_bytes, std::vector<Token> head_tokens) {
+             return ModelInfo{
+                 std::move(name),       vocab_size, max_length, num_tokens, std::move(token_bytes),
+                 std::move(head_tokens)};
            }),
            py::kw_only(), py::arg("name"), py::arg("vocab_size"), py::arg("max_length"),
-           py::arg("num_tokens") = py::none(), py::arg("token_bytes") = py::none())
+           py::arg("num_tokens") = py::none(), py::arg("token_bytes") = py::none(),
+           py::arg("head_tokens") = std::vector<Token>{})
       .def_readonly("name", &ModelInfo::name)
       .def_readonly("vocab_size", &ModelInfo::vocab_size)
       .def_readonly("max_length", &ModelInfo::max_length)
       .def_readonly("num_tokens", &ModelInfo::num_tokens)
+      .def_readonly("head_tokens", &ModelInfo::head_tokens)
       .def_property_readonly("token_bytes", [](const ModelInfo& self) {
         return std::const_pointer_cast<TokenBytes>(self.token_bytes);  // no method changes it
       });

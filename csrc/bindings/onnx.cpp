@@ -106,6 +106,7 @@ void register_onnx(py::module_& module) {
       .def_readonly("bos_token_id", &FolderContract::bos_token_id)
       .def_readonly("eos_token_ids", &FolderContract::eos_token_ids)
       .def_readonly("mask_token_id", &FolderContract::mask_token_id)
+      .def_readonly("head_tokens", &FolderContract::head_tokens)
       .def_readonly("requires_own_attention", &FolderContract::requires_own_attention)
       .def("check_provider", &check_provider, py::arg("provider"));
   module.def("read_folder", &read_folder, py::arg("folder"),

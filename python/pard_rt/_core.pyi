@@ -141,13 +141,16 @@ class ModelInfo:
     name : str
         For messages.
     vocab_size : int
-        Width of a logits row; ids 0..vocab_size-1 can be fed.
+        Ids 0..vocab_size-1 can be fed; width of a logits row unless there are `head_tokens`.
     max_length : int
         Positions one sequence may have.
     num_tokens : int, optional
         Ids the tokenizer knows; rows behind them are padding. All of them by default.
     token_bytes : TokenBytes, optional
         What the ids stand for, to compare a draft with its target.
+    head_tokens : list of int
+        The token of every logit of a row, rising; empty: logit i is token i's. A target has logits
+        of all tokens.
     """
 
     def __init__(
@@ -158,6 +161,7 @@ class ModelInfo:
         max_length: int,
         num_tokens: int | None = None,
         token_bytes: TokenBytes | None = None,
+        head_tokens: ListLike[int] = ...,
     ) -> None: ...
     @property
     def name(self) -> str: ...
@@ -169,6 +173,8 @@ class ModelInfo:
     def num_tokens(self) -> int | None: ...
     @property
     def token_bytes(self) -> TokenBytes | None: ...
+    @property
+    def head_tokens(self) -> list[int]: ...
 
 @final
 class ForwardItem:
@@ -652,7 +658,11 @@ class FolderContract:
     def head_dim(self) -> int: ...
     @property
     def vocab_size(self) -> int:
-        """Width of a logits row."""
+        """Ids below can be fed."""
+
+    @property
+    def head_tokens(self) -> list[int]:
+        """The token of every logit, rising; empty: of all tokens."""
 
     @property
     def max_length(self) -> int: ...

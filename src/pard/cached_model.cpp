@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cassert>
 #include <exception>
+#include <functional>
 #include <string>
 
 #include "choose.h"
@@ -11,6 +12,19 @@
 namespace pard {
 
 namespace {
+
+void check_head(const ModelInfo& info) {
+  const std::vector<Token>& head = info.head_tokens;
+  const auto falls = std::ranges::adjacent_find(head, std::greater_equal<>());
+  if (falls == head.end() && (head.empty() || (head.front() >= 0 && head.back() < info.vocab_size)))
+    return;
+  throw ModelError({"Model '" + info.name + "' has unusable head_tokens",
+                    "rising ids in 0.." + std::to_string(info.vocab_size - 1),
+                    falls == head.end()
+                        ? std::to_string(head.front()) + " to " + std::to_string(head.back())
+                        : std::to_string(falls[1]) + " after " + std::to_string(falls[0]),
+                    "Correct what its info() reports."});
+}
 
 void check_info(const ModelInfo& info) {
   const auto positive = [&](const char* field, std::int64_t value) {
@@ -32,17 +46,18 @@ void check_info(const ModelInfo& info) {
                       "num_tokens <= vocab_size = " + std::to_string(info.vocab_size),
                       std::to_string(info.token_count()), "Correct what its info() reports."});
   }
+  check_head(info);
 }
 
 void check_logits(const ModelInfo& info, const LogitsView& logits, std::int64_t num_rows) {
-  const bool rows_apart = num_rows < 2 || logits.row_stride >= info.vocab_size;
-  if (logits.num_rows == num_rows && logits.vocab_size == info.vocab_size && rows_apart &&
+  const bool rows_apart = num_rows < 2 || logits.row_stride >= info.row_size();
+  if (logits.num_rows == num_rows && logits.vocab_size == info.row_size() && rows_apart &&
       logits.data != nullptr) {
     return;
   }
   throw ModelError(
       {"Model '" + info.name + "' returned logits of the wrong shape",
-       "[" + std::to_string(num_rows) + ", " + std::to_string(info.vocab_size) + "]",
+       "[" + std::to_string(num_rows) + ", " + std::to_string(info.row_size()) + "]",
        "[" + std::to_string(logits.num_rows) + ", " + std::to_string(logits.vocab_size) +
            "], rows " + std::to_string(logits.row_stride) + " apart",
        "forward() returns the last num_rows rows of each item, in the batch's order."});

@@ -33,11 +33,18 @@ void check_row(const LogitsRow& row) {
   }
 }
 
-void check_token(const LogitsRow& row, Token token) {
-  if (token < 0 || token >= row.size) {
-    throw InvalidArgument({"This token id has no logit", "0 to " + std::to_string(row.size - 1),
+// Where in the row a token's logit is.
+Token index_of(const LogitsRow& row, Token token) {
+  const Token* const found =
+      row.ids == nullptr ? nullptr : std::lower_bound(row.ids, row.ids + row.size, token);
+  const Token index = found == nullptr ? token : static_cast<Token>(found - row.ids);
+  if (index < 0 || index >= row.size || (found != nullptr && *found != token)) {
+    throw InvalidArgument({"This token id has no logit",
+                           found == nullptr ? "0 to " + std::to_string(row.size - 1)
+                                            : "one of the row's " + std::to_string(row.size),
                            std::to_string(token), "Pass an id of the model's own vocabulary."});
   }
+  return index;
 }
 
 // The row where the host can read it: itself, or its copy.
@@ -46,7 +53,7 @@ LogitsRow on_host(LogitsRow row, std::vector<std::byte>& copy) {
   if (row.device == nullptr) return row;
   copy.resize(static_cast<std::size_t>(row.size) * size_of(row.dtype));
   row.device->read(copy.data(), row.data, copy.size());
-  return {copy.data(), row.dtype, row.size};
+  return {copy.data(), row.dtype, row.size, nullptr, row.ids};
 }
 
 // Elements [first, first + count) as floats: in place, or converted into `converted`.
@@ -201,6 +208,16 @@ void require(bool holds, const char* name, const char* expected, float actual, c
                          expected, std::string(std::begin(text), end), remedy});
 }
 
+// A row of some tokens as one of all: the others are at -inf.
+LogitsRow spread(const LogitsRow& row) {
+  static thread_local std::vector<float> all, own;
+  all.assign(static_cast<std::size_t>(row.ids[row.size - 1]) + 1, -infinity);
+  own.resize(static_cast<std::size_t>(row.size));
+  const float* logits = floats_of(row, 0, row.size, own.data());
+  for (std::int64_t i = 0; i < row.size; ++i) all[static_cast<std::size_t>(row.ids[i])] = logits[i];
+  return {all.data(), DType::f32, static_cast<std::int64_t>(all.size())};
+}
+
 }  // namespace
 
 void SamplingParams::validate() const {
@@ -219,9 +236,12 @@ void SamplingParams::validate() const {
 Token choose(const LogitsRow& borrowed, const SamplingParams& params, std::int64_t position) {
   params.validate();
   std::vector<std::byte> copy;
-  const LogitsRow row = on_host(borrowed, copy);
+  LogitsRow row = on_host(borrowed, copy);
+  if (row.ids != nullptr && params.temperature > 0.0F) row = spread(row);
   const Maxima maxima = find_maxima(row);
-  if (params.temperature == 0.0F) return maxima.argmax;
+  if (params.temperature == 0.0F) {
+    return row.ids == nullptr ? maxima.argmax : row.ids[maxima.argmax];
+  }
   const Row prepared = prepare(row, maxima, 1.0F / params.temperature);
   return kernels().best(prepared, filter(prepared, params), params.seed, position);
 }
@@ -231,9 +251,9 @@ double score(const LogitsRow& borrowed, const SamplingParams& params, std::int64
   params.validate();
   std::vector<std::byte> copy;
   const LogitsRow row = on_host(borrowed, copy);
-  check_token(row, token);
+  const Token index = index_of(row, token);
   float logit;
-  const float distance = *floats_of(row, token, 1, &logit) - find_maxima(row).max;
+  const float distance = *floats_of(row, index, 1, &logit) - find_maxima(row).max;
   if (params.temperature == 0.0F) return distance;
   return distance * (1.0F / params.temperature) + noise::gumbel(params.seed, position, token);
 }
@@ -241,9 +261,9 @@ double score(const LogitsRow& borrowed, const SamplingParams& params, std::int64
 double log_probability(const LogitsRow& borrowed, Token token) {
   std::vector<std::byte> copy;
   const LogitsRow row = on_host(borrowed, copy);
-  check_token(row, token);
+  const Token index = index_of(row, token);
   const Row prepared = prepare(row, find_maxima(row), 1.0F);
-  const double distance = static_cast<double>(prepared.logits[token]) - prepared.max;
+  const double distance = static_cast<double>(prepared.logits[index]) - prepared.max;
   return distance - std::log(kernels().sum_exp(prepared));
 }
 

@@ -17,6 +17,12 @@ ComposedExecutor::ComposedExecutor(std::shared_ptr<Model> target, std::shared_pt
     throw InvalidArgument({"prefill_chunk is out of range", "at least 1",
                            std::to_string(prefill_chunk), "512 suits most models."});
   }
+  if (!target_.info().head_tokens.empty()) {
+    throw IncompatibleModels(
+        {"Model '" + target_.info().name + "' cannot be a target", "logits of all its tokens",
+         "logits of " + std::to_string(target_.info().head_tokens.size()) + " of them",
+         "Use it as a draft, or export it without --head-tokens."});
+  }
   if (!drafter_) return;
   if (drafter_->model().is(target.get())) {
     throw InvalidArgument({"One Model is both target and draft",

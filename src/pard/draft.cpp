@@ -12,7 +12,7 @@ Drafter::Drafter(std::shared_ptr<Model> model, Token filler, std::int64_t prefil
     : model_(std::move(model)),
       filler_(filler),
       prefill_chunk_(prefill_chunk),
-      num_proposable_(model_.info().token_count()) {
+      num_proposable_(num_proposable(model_.info(), model_.info())) {
   if (prefill_chunk < 1) {
     throw InvalidArgument({"prefill_chunk is out of range", "at least 1",
                            std::to_string(prefill_chunk), "512 suits most models."});
@@ -71,6 +71,7 @@ void Drafter::add_item(const Sequence& sequence, std::int64_t past_length,
 void Drafter::forward_items() {
   LogitsView logits = model_.forward(items_);
   logits.vocab_size = num_proposable_;
+  logits.ids = info().head_tokens.empty() ? nullptr : info().head_tokens.data();
   choices_.take(logits);
 }
 

@@ -5,6 +5,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "logits.h"
 #include "token_bytes.h"
@@ -15,7 +16,7 @@ namespace pard {
 // What a Model is, as far as decoding needs to know.
 struct ModelInfo {
   std::string name{};           // for messages
-  std::int64_t vocab_size = 0;  // width of a logits row; ids 0..vocab_size-1 can be fed
+  std::int64_t vocab_size = 0;  // ids 0..vocab_size-1 can be fed
   std::int64_t max_length = 0;  // rows of keys and values one sequence may have
 
   // Ids the tokenizer knows; rows behind it are padding. Absent: vocab_size.
@@ -24,7 +25,16 @@ struct ModelInfo {
   // What the ids stand for, to compare a draft with its target. Null: unknown.
   std::shared_ptr<const TokenBytes> token_bytes{};
 
+  // The token of every logit of a row, rising; empty: logit i is token i's. A draft may propose
+  // fewer tokens than it reads.
+  std::vector<Token> head_tokens{};
+
   std::int64_t token_count() const { return num_tokens.value_or(vocab_size); }
+
+  // Width of a logits row.
+  std::int64_t row_size() const {
+    return head_tokens.empty() ? vocab_size : static_cast<std::int64_t>(head_tokens.size());
+  }
 };
 
 // One sequence's share of a forward.

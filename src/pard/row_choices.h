@@ -10,8 +10,8 @@
 namespace pard {
 
 // The tokens chosen from the rows of one forward. A row in the host's memory is read once its token
-// is asked for, so that rows behind a rejection cost nothing; rows on a device are read all at
-// once.
+// is asked for, so that rows behind a rejection cost nothing; from rows on a device all tokens are
+// chosen there at once.
 class RowChoices {
  public:
   // Forgets what was requested before.
@@ -25,19 +25,22 @@ class RowChoices {
   // Takes the rows, one for every request, borrowed.
   void take(const LogitsView& rows) {
     rows_ = rows;
-    if (rows_.device == nullptr) return;
+    if (!chosen_on_device()) return;
     tokens_.resize(requests_.size());
     rows_.device->choose(rows_, requests_, tokens_);
   }
 
   // Throws as choose() does.
   Token at(std::size_t row) const {
-    if (rows_.device != nullptr && tokens_[row]) return *tokens_[row];
+    if (chosen_on_device() && tokens_[row]) return *tokens_[row];
     const RowRequest& request = requests_[row];  // and where there is none, it says why
     return choose(rows_.row(static_cast<std::int64_t>(row)), *request.sampling, request.position);
   }
 
  private:
+  // A device chooses from rows of all tokens only.
+  bool chosen_on_device() const { return rows_.device != nullptr && rows_.ids == nullptr; }
+
   std::vector<RowRequest> requests_;
   LogitsView rows_;
   std::vector<std::optional<Token>> tokens_;

@@ -65,7 +65,9 @@ void check_compatible(const ModelInfo& target, const ModelInfo& draft) {
 }
 
 std::int64_t num_proposable(const ModelInfo& target, const ModelInfo& draft) {
-  return std::min(target.token_count(), draft.token_count());
+  const std::int64_t known = std::min(target.token_count(), draft.token_count());
+  const std::vector<Token>& head = draft.head_tokens;
+  return head.empty() ? known : std::ranges::lower_bound(head, known) - head.begin();
 }
 
 }  // namespace pard

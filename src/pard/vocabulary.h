@@ -26,8 +26,8 @@ std::optional<VocabularyComparison> compare_vocabularies(const ModelInfo& target
 // differ: see num_proposable.
 void check_compatible(const ModelInfo& target, const ModelInfo& draft);
 
-// Ids below this are tokens of both models. The others are never proposed: the target cannot emit
-// them, or the draft does not know them.
+// So many of the draft's logits, from the first on, are of tokens of both models. The others are
+// never proposed: the target cannot emit them, or the draft does not know them.
 std::int64_t num_proposable(const ModelInfo& target, const ModelInfo& draft);
 
 }  // namespace pard

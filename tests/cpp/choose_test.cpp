@@ -463,6 +463,27 @@ TEST_CASE("a row on a device is copied") {
   CHECK(pard::log_probability(borrowed, 0) == pard::log_probability(row_of(row), 0));
 }
 
+TEST_CASE("a row of some tokens chooses as the row of all does with the others at -inf") {
+  const std::vector<Token> ids{3, 4, 9, 500, 1003, 2999};
+  const std::vector<float> all = random_row(3001, 3.0F, 4);
+  std::vector<float> some, others(all.size(), -infinity);
+  for (const Token id : ids) {
+    some.push_back(all[static_cast<std::size_t>(id)]);
+    others[static_cast<std::size_t>(id)] = some.back();
+  }
+  const LogitsRow row{some.data(), DType::f32, 6, nullptr, ids.data()};
+  for (std::int64_t position = 0; position < 50; ++position) {
+    for (const SamplingParams& params :
+         {SamplingParams{}, SamplingParams{.temperature = 1.0F, .seed = 3},
+          SamplingParams{.temperature = 0.7F, .top_k = 3, .top_p = 0.8F, .min_p = 0.1F}}) {
+      CHECK(pard::choose(row, params, position) == pard::choose(row_of(others), params, position));
+    }
+  }
+  CHECK(pard::log_probability(row, 9) == pard::log_probability(row_of(others), 9));
+  CHECK_THROWS_AS(pard::log_probability(row, 5), pard::InvalidArgument);
+  CHECK_THROWS_AS(pard::log_probability(row, 3000), pard::InvalidArgument);
+}
+
 TEST_CASE("log_probability refuses a token outside the row") {
   const std::vector<float> row{1.0F, 2.0F};
   for (Token token : {-1, 2}) {

@@ -8,6 +8,7 @@
 
 #include "fake_pair.h"
 #include "pard/error.h"
+#include "pard/vocabulary.h"
 
 namespace pard {
 namespace {
@@ -133,6 +134,91 @@ TEST_CASE("a draft with fewer tokens drafts on where the target emits one that i
     decoder.run();
     CHECK(test::generated(*sequence) == plain);
     CHECK(sequence->counts().drafted > 60);
+  }
+}
+
+// A model with logits of some tokens only.
+class Trimmed final : public Model {
+ public:
+  Trimmed(std::shared_ptr<FakeModel> whole, std::vector<Token> head)
+      : whole_(std::move(whole)), info_(whole_->info()) {
+    info_.head_tokens = std::move(head);
+  }
+
+  const ModelInfo& info() const override { return info_; }
+
+  LogitsView forward(std::span<const ForwardItem> batch) override {
+    const LogitsView all = whole_->forward(batch);
+    const auto count = static_cast<std::size_t>(all.num_rows), width = info_.head_tokens.size();
+    rows_.resize(count * width);
+    std::vector<float> row(static_cast<std::size_t>(all.vocab_size));
+    for (std::size_t i = 0; i < count; ++i) {
+      widen(all.row(static_cast<std::int64_t>(i)), row.data());
+      for (std::size_t j = 0; j < width; ++j) {
+        rows_[i * width + j] = row[static_cast<std::size_t>(info_.head_tokens[j])];
+      }
+    }
+    if (device) device->read(rows_.data(), rows_.data(), rows_.size() * sizeof(float));
+    return {rows_.data(),     DType::f32,       all.num_rows,
+            info_.row_size(), info_.row_size(), device.get()};
+  }
+
+  void release(SequenceId sequence) noexcept override { whole_->release(sequence); }
+
+  std::shared_ptr<test::FakeDevice> device;  // where the rows lie; null: in the host's memory
+
+ private:
+  std::shared_ptr<FakeModel> whole_;
+  ModelInfo info_;
+  std::vector<float> rows_;
+};
+
+TEST_CASE("a draft of some tokens proposes what it would of all, where that is one of them") {
+  const FakeLanguage language(24);
+  std::vector<Token> head;
+  for (Token token = 1; token < 24; ++token) {
+    if (token % 3 != 0) head.push_back(token);
+  }
+  for (const float temperature : {0.0F, 0.8F}) {
+    const SamplingParams sampling{.temperature = temperature, .top_p = 0.95F, .seed = 7};
+    const std::vector<Token> plain = test::decode_plainly(language, {20, 2, 23}, sampling, 90);
+    const auto of_head = [&](Token token) { return std::ranges::binary_search(head, token); };
+    for (const bool on_device : {false, true}) {
+      const auto draft = std::make_shared<Trimmed>(std::make_shared<FakeModel>(language), head);
+      if (on_device) draft->device = std::make_shared<test::FakeDevice>();
+      Decoder decoder(
+          std::make_unique<ComposedExecutor>(std::make_shared<FakeModel>(language),
+                                             std::make_shared<AutoregressiveDrafter>(draft)),
+          {.num_speculative_tokens = 1});
+      const auto sequence = decoder.add({20, 2, 23}, {.sampling = sampling, .max_new_tokens = 90});
+      decoder.run();
+      CHECK(test::generated(*sequence) == plain);
+      // Filters see fewer tokens, so sampling may keep one that the target does not.
+      const auto accepted = sequence->counts().accepted;
+      CHECK(accepted > 10);
+      if (temperature > 0.0F) continue;
+      const auto known = std::ranges::count_if(plain, of_head);
+      CHECK(accepted <= known);
+      CHECK(accepted < sequence->counts().drafted);
+    }
+  }
+}
+
+TEST_CASE("of a trimmed head only tokens that the target has are proposed") {
+  ModelInfo target{.name = "target", .vocab_size = 16, .max_length = 8};
+  ModelInfo draft{.name = "draft", .vocab_size = 24, .max_length = 8};
+  draft.head_tokens = {2, 5, 15, 16, 20};
+  CHECK(num_proposable(target, draft) == 3);
+}
+
+TEST_CASE("a trimmed model is no target, and its head has to make sense") {
+  const auto trimmed = [](std::vector<Token> head) {
+    return std::make_shared<Trimmed>(std::make_shared<FakeModel>(FakeLanguage(16)),
+                                     std::move(head));
+  };
+  CHECK_THROWS_AS(ComposedExecutor(trimmed({1, 2}), nullptr), IncompatibleModels);
+  for (const std::vector<Token>& head : {std::vector<Token>{2, 2}, {3, 1}, {-1, 4}, {4, 16}}) {
+    CHECK_THROWS_AS(AutoregressiveDrafter(trimmed(head)), ModelError);
   }
 }
 

@@ -27,6 +27,8 @@ def run_export(arguments: argparse.Namespace) -> int:
             weights=arguments.weights,
             fp16_files=arguments.fp16_files,
             head_on_all_rows=arguments.head_on_all_rows,
+            head_tokens=arguments.head_tokens,
+            head_data=arguments.head_data,
             mask_token_id=arguments.mask_token_id,
             max_length=arguments.max_length,
             revision=arguments.revision,

@@ -77,7 +77,7 @@ def _describe(trial: Trial, usual_path: str) -> str:
 def _print_onnx_folder(path: Path) -> None:
     contract = read_folder(path)
     writer = "onnxruntime-genai's model builder" if contract.from_builder else "pard-rt export"
-    vocabulary = f"{contract.vocab_size} logits"
+    vocabulary = f"{len(contract.head_tokens) or contract.vocab_size} logits"
     if contract.num_tokens is not None:
         vocabulary += f", {contract.num_tokens} tokens"
     print_field(paint(str(path), "bold"), f"  ONNX folder, written by {writer}", width=0)

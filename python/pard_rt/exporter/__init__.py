@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,6 +26,7 @@ from pard_rt.exporter.quantize import BITS, rounded_matrices
 from pard_rt.exporter.quiet import quiet
 from pard_rt.exporter.repeat import Repeats, copying_layers, find_repeats
 from pard_rt.exporter.trace import apply_contract_shapes, trace
+from pard_rt.exporter.trim import trim_head
 from pard_rt.models import OpenOptions, locate
 from pard_rt.models.checkpoint import LoadedModel, load_checkpoint
 from pard_rt.models.find import is_gguf
@@ -73,6 +74,8 @@ def export(
     weights: Weights | None = None,
     fp16_files: bool = False,
     head_on_all_rows: bool = False,
+    head_tokens: int | None = None,
+    head_data: Sequence[str | os.PathLike[str]] = (),
     mask_token_id: int | None = None,
     max_length: int | None = None,
     revision: str | None = None,
@@ -107,6 +110,10 @@ def export(
         Multiply every row by the LM head and hand out the last ones, for MIGraphX, which cannot
         pick them before ("portable" only; docs/onnx-folder.md). Prompts cost more, the rounds of a
         target do not.
+    head_tokens, head_data
+        Of a draft: keep the logits of so many tokens, those that occur most in these files, which
+        the target wrote (`regenerate`). Special tokens stay. The draft's LM head becomes as much
+        smaller, and the text is the same.
     mask_token_id
         The parallel draft's mask token, where the configuration does not say it.
     max_length
@@ -141,6 +148,7 @@ def export(
     if weights is None:
         weights = "gguf" if is_file else "fp32"
     _check_arguments(form, weights, fp16_files, head_on_all_rows, is_gguf=is_file)
+    _check_head(head_tokens, head_data, weights)
     options = OpenOptions(
         dtype=torch.float16 if weights == "fp16" else torch.float32,
         mask_token_id=mask_token_id,
@@ -158,6 +166,8 @@ def export(
             agreement, own = plan.carry_over(source, options), False
         else:
             loaded = load_checkpoint(source, options)
+            if head_tokens is not None:
+                loaded = trim_head(loaded, head_tokens, [Path(path) for path in head_data])
             agreement, own = plan.write(source, loaded, fp16_files=fp16_files)
     _log.info("%s: %s graph, %s weights, %s", target, form, weights, agreement)
     if agreement.kl_divergence > _FAIR_DIVERGENCE:
@@ -274,6 +284,25 @@ class _Plan:
         fuse(model, partial(joinable, module, blocks))
         apply_contract_shapes(model)
         return model
+
+
+def _check_head(
+    head_tokens: int | None, head_data: Sequence[str | os.PathLike[str]], weights: str
+) -> None:
+    if (head_tokens is None) == bool(head_data):
+        raise InvalidArgumentError(
+            "head_tokens and head_data belong together",
+            "how many tokens, and files that the target wrote",
+            f"head_tokens={head_tokens} and {len(head_data)} files",
+            "Give both or neither.",
+        )
+    if head_tokens is not None and weights == "gguf":
+        raise InvalidArgumentError(
+            "The LM head of a GGUF file stays whole",
+            "weights int8, int4 or floats",
+            "weights gguf",
+            "Choose other weights, or leave head_tokens out.",
+        )
 
 
 def _check_arguments(

@@ -31,7 +31,7 @@ def input_powers(loaded: LoadedModel) -> dict[str, Tensor]:
                 sums[name] = sums.get(name, 0) + rows.square().sum(0)
 
             stack.callback(part.register_forward_pre_hook(add).remove)
-        _write(module, _first_token(loaded), min(_LENGTH, loaded.facts.max_length - 1))
+        _write(loaded, _first_token(loaded), min(_LENGTH, loaded.facts.max_length - 1))
     return {name: total.cpu() / total.mean() for name, total in sums.items()}
 
 
@@ -41,11 +41,12 @@ def _first_token(loaded: LoadedModel) -> int:
 
 
 @torch.inference_mode()
-def _write(module: Any, first: int, length: int) -> None:
+def _write(loaded: LoadedModel, first: int, length: int) -> None:
+    module = loaded.module
     drawn = torch.Generator(module.device).manual_seed(0)
     ids, cache = torch.full((_TEXTS, 1), first, device=module.device), new_cache(module)
     with attention_implementation(module, "eager"):
         for _ in range(length):
             logits = module(input_ids=ids, use_cache=True, logits_to_keep=1, **cache).logits
             shares = logits[:, -1].float().softmax(-1)
-            ids = torch.multinomial(shares, 1, generator=drawn)
+            ids = loaded.tokens_of(torch.multinomial(shares, 1, generator=drawn))

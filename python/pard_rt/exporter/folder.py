@@ -94,9 +94,12 @@ def write_contract(
         "mask_token_id": facts.mask_token_id,
         "weights": weights,
     }
+    if facts.head_tokens:
+        contract["head_tokens"] = list(facts.head_tokens)
     if requires_own_attention:
         contract["requires_own_attention"] = True
-    (folder / "pard_rt.json").write_text(json.dumps(contract, indent=2) + "\n", "utf-8")
+    lines = [f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in contract.items()]
+    (folder / "pard_rt.json").write_text("{\n" + ",\n".join(lines) + "\n}\n", "utf-8")
 
 
 def write_text_files(folder: Path, source: Path, loaded: LoadedModel) -> None:

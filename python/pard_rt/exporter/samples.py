@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import chain, cycle, islice
-from typing import Any
 
 import torch
 
@@ -51,7 +50,7 @@ def write_samples(loaded: LoadedModel, layout: CacheLayout, written: int) -> lis
     prompts = [ids for ids in loaded.tokenizer(list(PROMPTS))["input_ids"] if ids] or [[0]]
     prompts = [list(ids[: max(1, limit // 2)]) for ids in prompts]
     count = min(written, limit - max(map(len, prompts)))
-    texts = [prompt + _continue(loaded.module, prompt, count) for prompt in prompts]
+    texts = [prompt + _continue(loaded, prompt, count) for prompt in prompts]
     samples = [Sample(text) for text in texts]
     windows = [w for w in layout.sliding_windows if w is not None and w <= _LONGEST_WINDOW]
     length = min(limit, max(windows, default=0) + _PAST_WINDOW)
@@ -61,13 +60,14 @@ def write_samples(loaded: LoadedModel, layout: CacheLayout, written: int) -> lis
     return sorted(samples, key=lambda sample: len(sample.tokens), reverse=True)
 
 
-def _continue(module: Any, prompt: list[int], count: int) -> list[int]:
+def _continue(loaded: LoadedModel, prompt: list[int], count: int) -> list[int]:
     """Return the `count` likeliest next tokens, by eager attention."""
+    module = loaded.module
     written: list[int] = []
     ids, cache = torch.tensor([prompt], device=module.device), new_cache(module)
     with attention_implementation(module, "eager"), torch.inference_mode():
         for _ in range(count):
             out = module(input_ids=ids, use_cache=True, logits_to_keep=1, **cache)
-            ids = out.logits[:, -1:].argmax(-1)
+            ids = loaded.tokens_of(out.logits[:, -1:].argmax(-1))
             written.append(int(ids))
     return written

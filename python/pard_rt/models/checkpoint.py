@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer
+from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -52,6 +53,11 @@ class LoadedModel:
     config: Any  # of transformers; None where `pard_rt.wrap` made this of a module
     tokenizer: Any  # of transformers or tokenizers, or None
     facts: ModelFacts
+
+    def tokens_of(self, columns: Tensor) -> Tensor:
+        """Return the tokens that columns of the logits are of."""
+        head = self.facts.head_tokens
+        return torch.tensor(head, device=columns.device)[columns] if head else columns
 
     @property
     def seam(self) -> Seam:

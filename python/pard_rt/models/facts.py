@@ -20,13 +20,14 @@ class ModelFacts:
     """What decoding and export need to know of a model besides its weights."""
 
     name: str
-    vocab_size: int  # width of a logits row
+    vocab_size: int  # ids below can be fed
     num_tokens: int  # ids below are the tokenizer's; rows from there on are padding
     token_bytes: TokenBytes | None  # what the ids stand for, if the tokenizer tells
     max_length: int  # most positions a sequence may have
     bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
     mask_token_id: int | None  # the parallel draft's mask token
+    head_tokens: tuple[int, ...] = ()  # of every logit, rising; empty: of all tokens
 
 
 def facts_of(

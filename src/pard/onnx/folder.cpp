@@ -1,6 +1,8 @@
 #include "folder.h"
 
+#include <algorithm>
 #include <fstream>
+#include <functional>
 #include <iterator>
 #include <limits>
 #include <span>
@@ -211,6 +213,18 @@ void check_tokens(const Fields& fields, const char* key, std::span<const Token> 
   }
 }
 
+std::vector<Token> head_tokens(const Fields& fields, std::int64_t vocab_size) {
+  std::vector<Token> ids = fields.tokens("head_tokens");
+  check_tokens(fields, "head_tokens", ids, vocab_size);
+  const auto falls = std::ranges::adjacent_find(ids, std::greater_equal<>());
+  if (ids.empty() || falls != ids.end()) {
+    fields.fail(
+        "head_tokens", "token ids, each above the one before",
+        ids.empty() ? "none" : std::to_string(falls[1]) + " after " + std::to_string(falls[0]));
+  }
+  return ids;
+}
+
 FolderContract parse_pard_contract(std::string_view text, const std::string& file) {
   const json::Value document = parse_json(text, file);
   const Fields fields(document, "", file, export_again);
@@ -237,6 +251,7 @@ FolderContract parse_pard_contract(std::string_view text, const std::string& fil
     check_tokens(fields, "mask_token_id", {&*contract.mask_token_id, 1}, contract.vocab_size);
   }
   check_tokens(fields, "eos_token_ids", contract.eos_token_ids, contract.vocab_size);
+  if (fields.has("head_tokens")) contract.head_tokens = head_tokens(fields, contract.vocab_size);
   return contract;
 }
 

@@ -58,12 +58,18 @@ struct FolderContract {
   std::optional<Token> bos_token_id;
   std::vector<Token> eos_token_ids;
   std::optional<Token> mask_token_id;
-  std::string weights;  // fp32, fp16, int8, int4; empty: unknown
+  std::vector<Token> head_tokens;  // of every logit, rising; empty: of all tokens
+  std::string weights;             // fp32, fp16, int8, int4; empty: unknown
 
   // ONNX Runtime's own GroupQueryAttention refuses heads of this size; attention_op.h takes them.
   bool requires_own_attention = false;
 
   OnnxFileSummary file_summary;  // of the graph
+
+  // Width of a logits row.
+  std::int64_t row_size() const {
+    return head_tokens.empty() ? vocab_size : static_cast<std::int64_t>(head_tokens.size());
+  }
 };
 
 // The contents of a folder's file. Throws FolderError where it is missing or larger.

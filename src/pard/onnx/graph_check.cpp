@@ -220,7 +220,7 @@ void check_graph(FolderContract& contract, const std::filesystem::path& folder) 
 
   checker.match(outputs, "output",
                 {names.logits, element_type(*contract.logits_dtype),
-                 std::vector{any, any, contract.vocab_size}});
+                 std::vector{any, any, contract.row_size()}});
   for (std::int64_t layer = 0; layer < contract.num_layers; ++layer) {
     checker.match(outputs, "output", {layer_name(names.new_key, layer), kv, kv_shape});
     checker.match(outputs, "output", {layer_name(names.new_value, layer), kv, kv_shape});

@@ -36,7 +36,7 @@ GraphRunner::GraphRunner(const Session& session, const FolderContract& contract,
       types_(types),
       kv_shape_{contract.num_layers, contract.num_kv_heads, contract.head_dim, size_of(types.kv),
                 contract.form == GraphForm::gqa ? KvLayout::heads_first : KvLayout::rows_first},
-      vocab_size_(contract.vocab_size),
+      row_size_(contract.row_size()),
       max_length_(contract.max_length),
       least_rows_(contract.file_summary.dropping_window),
       static_past_(static_past && contract.form == GraphForm::portable),
@@ -201,7 +201,7 @@ void GraphRunner::bind_logits(const GraphRun& run) {
     return;
   }
   owned_outputs_[0] = session_.tensor(*run.logits_memory, run.logits, element_type(types_.logits),
-                                      {1, run.num_logits, vocab_size_});
+                                      {1, run.num_logits, row_size_});
   outputs_[0] = owned_outputs_[0].get();
   bound_logits_ = run.logits;
   bound_num_logits_ = run.num_logits;

@@ -36,7 +36,7 @@ struct GraphRun {
   std::int64_t num_padding = 0;
   std::int64_t num_logits = 0;     // all rows, where the graph cannot be asked for fewer
   std::int64_t unread_logits = 0;  // the first so many of them need not be computed
-  std::byte* logits = nullptr;     // room for [num_logits, vocab_size], in this memory
+  std::byte* logits = nullptr;     // room for [num_logits, row size], in this memory
   const Memory* logits_memory = nullptr;
 
   std::int64_t num_rows() const { return static_cast<std::int64_t>(tokens.size()) + num_padding; }
@@ -85,7 +85,7 @@ class GraphRunner {
   GraphForm form_;
   GraphTypes types_;
   KvShape kv_shape_;
-  std::int64_t vocab_size_;
+  std::int64_t row_size_;
   std::int64_t max_length_;
   std::int64_t least_rows_;  // a cache that may drop rows must hold a window, and then keeps all
   bool static_past_;

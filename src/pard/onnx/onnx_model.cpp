@@ -179,6 +179,7 @@ OnnxModel::OnnxModel(const std::filesystem::path& folder, const OnnxModelOptions
   info_.vocab_size = contract_.vocab_size;
   info_.max_length = contract_.max_length;
   info_.num_tokens = contract_.num_tokens;
+  info_.head_tokens = contract_.head_tokens;
   info_.token_bytes = read_token_bytes(folder, contract_);
   if (!info_.token_bytes && options.token_bytes) {
     info_.token_bytes = options.token_bytes;
@@ -187,7 +188,7 @@ OnnxModel::OnnxModel(const std::filesystem::path& folder, const OnnxModelOptions
 
   max_rows_per_run_ = std::numeric_limits<std::int64_t>::max();
   if (contract_.names.num_logits.empty()) {
-    const std::size_t row = static_cast<std::size_t>(info_.vocab_size) * size_of(types_.logits);
+    const std::size_t row = static_cast<std::size_t>(info_.row_size()) * size_of(types_.logits);
     max_rows_per_run_ =
         std::max(fewest_rows_per_run, static_cast<std::int64_t>(max_logits_bytes / row));
   } else if (static_shapes_) {
@@ -246,7 +247,7 @@ std::vector<RowCounts::Digest> OnnxModel::digests(const SequenceCache& cache, st
 }
 
 std::vector<std::byte> OnnxModel::read_logits(std::int64_t row) const {
-  std::vector<std::byte> bytes(static_cast<std::size_t>(info_.vocab_size) * size_of(types_.logits));
+  std::vector<std::byte> bytes(static_cast<std::size_t>(info_.row_size()) * size_of(types_.logits));
   logits_memory_->read(bytes.data(), logits_row(row), bytes.size());
   return bytes;
 }
@@ -384,7 +385,7 @@ void OnnxModel::plan(const ForwardItem& item) {
 
 std::byte* OnnxModel::logits_row(std::int64_t row) const {
   return logits_.data() + static_cast<std::size_t>(row) *
-                              static_cast<std::size_t>(info_.vocab_size) * size_of(types_.logits);
+                              static_cast<std::size_t>(info_.row_size()) * size_of(types_.logits);
 }
 
 void OnnxModel::reserve_logits(std::int64_t rows) {
@@ -395,7 +396,7 @@ void OnnxModel::reserve_logits(std::int64_t rows) {
   logits_capacity_ = 0;
   logits_ = {};  // room for the new ones
   logits_ = logits_memory_->allocate(
-      static_cast<std::size_t>(capacity * info_.vocab_size) * size_of(types_.logits), false);
+      static_cast<std::size_t>(capacity * info_.row_size()) * size_of(types_.logits), false);
   logits_capacity_ = capacity;
 }
 
@@ -434,7 +435,7 @@ LogitsView OnnxModel::forward(std::span<const ForwardItem> batch) {
     if (planned.lead > 0) close_up(planned);
   }
   return {logits_row(view_begin), types_.logits,    next - view_begin,
-          info_.vocab_size,       info_.vocab_size, logits_device_.get()};
+          info_.row_size(),       info_.row_size(), logits_device_.get()};
 }
 
 void OnnxModel::run(SequenceCache& cache, GraphRun run, std::int64_t first_row) {
