@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from pard_rt.models.checkpoint import load
     from pard_rt.pytorch.own_module import wrap
     from pard_rt.pytorch.torch_model import TorchModel
+    from pard_rt.training.config import TrainConfig
     from pard_rt.training.regenerate import regenerate
     from pard_rt.training.train import train
 
@@ -60,6 +61,7 @@ __version__ = version("pard-rt")
 # What is imported when it is first asked for: its module, and the extra with its packages.
 _LAZY = {
     "TorchModel": ("pard_rt.pytorch.torch_model", "torch"),
+    "TrainConfig": ("pard_rt.training.config", "train"),
     "export": ("pard_rt.exporter", "export"),
     "load": ("pard_rt.models.checkpoint", "torch"),
     "regenerate": ("pard_rt.training.regenerate", "torch"),
@@ -100,6 +102,7 @@ __all__ = [
     "Stream",
     "TokenEvent",
     "TorchModel",
+    "TrainConfig",
     "choose",
     "export",
     "get_cmake_dir",

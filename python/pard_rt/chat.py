@@ -143,6 +143,27 @@ class ChatTemplate:
         """
         return self._render(_plain("messages", messages), {}, add_generation_prompt=cue)
 
+    def open_user_turn(self) -> str:
+        """Return the text of a conversation up to where its first user begins to speak.
+
+        Raises
+        ------
+        InvalidArgumentError, FolderError
+            The template writes no such place, or fails.
+        """
+        text = self._render(
+            [{"role": "user", "content": _END}], {"tools": None}, add_generation_prompt=False
+        )
+        opening, found, _ = text.partition(_END.strip())
+        if not found:
+            raise InvalidArgumentError(
+                f"The chat template of {self.name} has no place for a user's words",
+                "a template that writes a user's message as it is",
+                repr(text)[:80],
+                "Give questions of your own.",
+            )
+        return opening
+
     def end_of_turn(self, tokens: Iterable[str]) -> str | None:
         """Return which of these tokens the template puts behind an answer; None without one."""
         turns = [{"role": "user", "content": "."}, {"role": "assistant", "content": _END}]

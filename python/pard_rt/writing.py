@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -29,6 +29,41 @@ def require_folder(path: Path) -> None:
                 "a file" if part == path else f"a file '{part}' on the way to it",
                 "Choose another name, or remove the file.",
             )
+
+
+def require_own(folder: Path, own: frozenset[str], inputs: Iterable[Path]) -> None:
+    """Refuse a folder that holds an input, or files that an earlier run did not write.
+
+    Parameters
+    ----------
+    folder
+        May be missing.
+    own
+        Names of which an earlier run leaves at least one, beside others it may leave.
+    inputs
+        Folders that are read.
+
+    Raises
+    ------
+    FolderError
+        Names what is in the way.
+    """
+    for each in inputs:
+        if folder.exists() and each.exists() and folder.samefile(each):
+            raise FolderError(
+                f"The output '{folder}' is also an input",
+                "a folder of its own",
+                f"'{each}'",
+                "Choose another name: the input would be overwritten.",
+            )
+    there = sorted(file.name for file in folder.iterdir()) if folder.is_dir() else []
+    if there and own.isdisjoint(there):
+        raise FolderError(
+            f"The output '{folder}' is in use",
+            f"a new or empty folder, or one with {' or '.join(sorted(own))}",
+            ", ".join(there[:4]) + (", .." if len(there) > 4 else ""),
+            "Choose another name, or empty the folder.",
+        )
 
 
 @contextmanager

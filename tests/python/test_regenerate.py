@@ -6,22 +6,26 @@ import doctest
 import json
 import resource
 import shutil
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import pard_rt
 from conftest import TinyModels
 from pard_rt import Generator, regenerate
 from pard_rt.cli import main
-from pard_rt.models.checkpoint import load_tokenizer
+from pard_rt.models.checkpoint import load, load_tokenizer
 from pard_rt.training import regenerate as regenerate_module
 from pard_rt.training.documents import read_documents
+from pard_rt.training.kept_logits import logits_file, with_logits
 from pard_rt.training.line_file import LineFile
-from pard_rt.training.prompts import Prompter
+from pard_rt.training.prompts import Answer, Prompter
 from pard_rt.training.records import Record, read_records
 from tiny_models import EOS, VOCAB_SIZE, make_tokenizer
 
@@ -78,7 +82,11 @@ def make_prompter(max_length: int = 512, prompt_tokens: int = 10) -> Prompter:
     tokenizer = make_tokenizer()
     tokenizer.chat_template = TEMPLATE
     return Prompter(
-        tokenizer, max_length=max_length, prompt_tokens=prompt_tokens, continued_tokens=20
+        tokenizer,
+        max_length=max_length,
+        prompt_tokens=prompt_tokens,
+        question_tokens=30,
+        continued_tokens=20,
     )
 
 
@@ -90,11 +98,11 @@ def test_lines_end_where_json_says(tmp_path: Path) -> None:
 def test_texts_are_asked_in_pieces() -> None:
     prompter = make_prompter()
     tokens = make_tokenizer()(TEXT).input_ids
-    prompts = [next(task()) for task in prompter.tasks([Record("here", TEXT)])]
+    prompts = [next(task()).prompt for task in prompter.tasks([Record("here", TEXT)])]
     pieces = [tokens[first : first + 10] for first in range(0, len(tokens), 30)]
     assert prompts == [piece for piece in pieces if len(piece) == 10]
     short = prompter.tasks([Record("here", "the"), Record("there", "über" * 9)])
-    assert [make_tokenizer().decode(next(task())) for task in short] == ["the", "überüberü"]
+    assert [make_tokenizer().decode(next(task()).prompt) for task in short] == ["the", "überüberü"]
 
 
 def test_prompts_too_long_are_counted() -> None:
@@ -106,12 +114,7 @@ def test_prompts_too_long_are_counted() -> None:
         make_prompter(max_length=100).tasks(records[1:2])
 
 
-def output(text: str, reason: str) -> pard_rt.Output:
-    nothing: Any = None
-    return pard_rt.Output(text, [], reason, seed=0, stats=nothing)
-
-
-def line_of(prompter: Prompter, content: Any, *outputs: pard_rt.Output) -> Any:
+def line_of(prompter: Prompter, content: Any, *outputs: Answer) -> Any:
     """What comes of a record whose prompts are answered so."""
     (task,) = prompter.tasks([Record("here", content)])
     dialogue = task()
@@ -126,13 +129,13 @@ def line_of(prompter: Prompter, content: Any, *outputs: pard_rt.Output) -> Any:
 
 def test_a_cut_answer_ends_its_conversation() -> None:
     turns = [says("user", "one?"), says("assistant", "old"), says("user", "two?")]
-    cut = output("wh\ufffd", "length")  # half a character at the end
+    cut = Answer("wh\ufffd", is_cut=True)  # half a character at the end
     expected = {"messages": [says("user", "one?"), says("assistant", "wh")]}
     assert line_of(make_prompter(), turns, cut) == expected
     expected = {"messages": [says("user", "one?"), says("assistant", "wh\ufffd")]}
-    whole = output("wh\ufffd", "eos")
+    whole = Answer("wh\ufffd", is_cut=False)
     assert line_of(make_prompter(max_length=30), turns, whole) == expected  # no room for two?
-    last = line_of(make_prompter(), turns, whole, output("yes", "eos"))
+    last = line_of(make_prompter(), turns, whole, Answer("yes", is_cut=False))
     assert last["messages"][2:] == [says("user", "two?"), says("assistant", "yes")]
     assert line_of(make_prompter(), "the", cut) == {"text": "thewh"}
 
@@ -142,7 +145,7 @@ def test_what_the_assistant_said_is_dropped() -> None:
         says("assistant", "hello"), says("user", "one"), says("user", "two?"),
         says("assistant", "old"), says("assistant", "older"), says("system", "stop"),
     ]  # fmt: skip
-    answer = output("new", "eos")
+    answer = Answer("new", is_cut=False)
     assert line_of(make_prompter(), turns, answer)["messages"] == [
         says("user", "one"), says("user", "two?"), says("assistant", "new")
     ]  # fmt: skip
@@ -159,7 +162,9 @@ def test_what_cannot_be_asked_is_refused() -> None:
     refused("'tool'", [says("user", "what time is it?"), says("tool", "noon")])
     refused("None", [says("user", "?"), {"role": "user", "content": None}])
     refused("the system speaks first", [says("user", "?"), says("system", "be brief")])
-    bare = Prompter(make_tokenizer(), max_length=99, prompt_tokens=1, continued_tokens=1)
+    bare = Prompter(
+        make_tokenizer(), max_length=99, prompt_tokens=1, question_tokens=1, continued_tokens=1
+    )
     with pytest.raises(pard_rt.InvalidArgumentError, match="no chat template"):
         bare.tasks([Record("file:1", [says("user", "?")])])
 
@@ -344,8 +349,10 @@ def test_what_cannot_be_done_is_refused_before_anything_is_written(
         assert not list(tmp_path.glob("out*"))
 
     refused("nothing to answer")
+    refused("shard is out of range", data, shard=(3, 2))
+    refused("question_tokens is out of range", questions=1, question_tokens=600)
     refused("cannot be read", tmp_path / "missing.jsonl")
-    refused("is no document", write_lines(tmp_path / "odd.jsonl", {"words": 3}))
+    refused("is not a document", write_lines(tmp_path / "odd.jsonl", {"words": 3}))
     refused("batch_size is out of range", data, batch_size=0)
     refused("max_new_tokens is out of range", data, max_new_tokens=0)
     refused("temperature", data, temperature=-1.0)
@@ -360,6 +367,169 @@ def test_training_reads_what_was_written(target: Path, data: Path, tmp_path: Pat
     assert len(documents) == done.lines
     chat = read_lines(done.file)[0]["messages"]
     assert chat[2]["content"] in tokenizer.decode(documents[0].tokens[documents[0].learnt])
+
+
+def test_questions_are_the_targets_own(target: Path, data: Path, tmp_path: Path) -> None:
+    options: Any = {"questions": 6, "max_new_tokens": 24, "seed": 5}
+    done = regenerate(target, [], tmp_path / "own.jsonl", **options)
+    lines = read_lines(done.file)
+    assert done.lines == done.answers == len(lines) == 6
+    generator, tokenizer = Generator(target), load_tokenizer(str(target))
+    assert tokenizer is not None
+    for line in lines:
+        question, answer = line["messages"]
+        assert (question["role"], answer["role"]) == ("user", "assistant")
+        prompt = tokenizer(f"<user>{question['content']}</s><assistant>").input_ids
+        output = generator.generate(prompt, max_new_tokens=24)
+        assert (output.text or "").rstrip("\ufffd") == answer["content"].rstrip("\ufffd")
+    assert len({line["messages"][0]["content"] for line in lines}) > 3  # sampled
+    # After the data's lines they are the same but for their noise.
+    both = regenerate(target, [data], tmp_path / "both.jsonl", **options, prompt_tokens=8)
+    alone = regenerate(
+        target, [data], tmp_path / "alone.jsonl", max_new_tokens=24, seed=5, prompt_tokens=8
+    )
+    assert read_lines(both.file)[: alone.lines] == read_lines(alone.file)
+    assert both.lines == alone.lines + 6
+
+
+def test_a_target_that_does_not_chat_begins_texts(target: Path, tmp_path: Path) -> None:
+    base = shutil.copytree(target, tmp_path / "base")
+    (base / "chat_template.jinja").unlink()
+    options: Any = {"questions": 4, "prompt_tokens": 3, "max_new_tokens": 12}
+    done = regenerate(base, [], tmp_path / "own.jsonl", **options)
+    texts = [line["text"] for line in read_lines(done.file)]
+    assert len(set(texts)) > 1
+    (base / "generation_config.json").write_text(json.dumps({"eos_token_id": [*range(VOCAB_SIZE)]}))
+    with pytest.raises(pard_rt.ModelError, match="ends the texts that it begins"):
+        regenerate(base, [], tmp_path / "none.jsonl", **options)
+
+
+def test_questions_that_never_end_are_an_error(target: Path, tmp_path: Path) -> None:
+    with pytest.raises(pard_rt.ModelError, match="does not end the questions") as raised:
+        regenerate(target, [], tmp_path / "own.jsonl", questions=50, question_tokens=1, seed=1)
+    assert "question_tokens" in str(raised.value)
+
+
+def test_shards_are_the_whole_in_parts(target: Path, data: Path, tmp_path: Path) -> None:
+    options: Any = {**SAMPLED, "questions": 3}
+    whole = regenerate(target, [data], tmp_path / "whole.jsonl", **options)
+    parts = [
+        regenerate(target, [data], tmp_path / f"{part}.jsonl", shard=(part, 3), **options)
+        for part in (1, 2, 3)
+    ]
+    assert b"".join(part.file.read_bytes() for part in parts) == whole.file.read_bytes()
+    assert all(part.lines == part.total > 0 for part in parts)
+
+
+@contextmanager
+def serving(target: Path, fail_after: int = 1 << 30) -> Iterator[str]:
+    """An OpenAI server of a target that fails after some answers."""
+    generator = Generator(target)
+    lock, served = threading.Lock(), iter(range(1 << 30))
+
+    class Handler(BaseHTTPRequestHandler):
+        def _say(self, status: int, answer: Any) -> None:
+            body = json.dumps(answer).encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def do_GET(self) -> None:
+            assert self.path == "/v1/models"
+            self._say(200, {"data": [{"id": "tiny", "max_model_len": 512}]})
+
+        def do_POST(self) -> None:
+            asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            assert (self.path, asked["model"]) == ("/v1/completions", "tiny")
+            with lock:
+                if next(served) >= fail_after:
+                    self._say(500, {"error": {"message": "out of luck"}})
+                    return
+                output = generator.generate(
+                    asked["prompt"],
+                    max_new_tokens=asked["max_tokens"],
+                    stop_token_ids=asked["stop_token_ids"],
+                    temperature=asked["temperature"],
+                    seed=asked["seed"],
+                )
+            reason = "length" if output.finish_reason == "length" else "stop"
+            usage = {"completion_tokens": len(output.token_ids)}
+            choice = {"text": output.text, "finish_reason": reason}
+            self._say(200, {"choices": [choice], "usage": usage})
+
+        def log_message(self, *arguments: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/v1"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_an_endpoint_answers_in_the_targets_place(target: Path, data: Path, tmp_path: Path) -> None:
+    options: Any = {"max_new_tokens": 24, "prompt_tokens": 8}
+    expected = regenerate(target, [data], tmp_path / "here.jsonl", **options)
+    output = tmp_path / "there.jsonl"
+    with (
+        serving(target, fail_after=4) as url,
+        pytest.raises(pard_rt.ModelError, match=r"failed.*500.*out of luck"),
+    ):
+        regenerate(target, [data], output, endpoint=url, **options)
+    assert len(read_lines(output)) < expected.lines
+    with serving(target) as url:
+        done = regenerate(target, [data], output, endpoint=url, batch_size=40, **options)
+        assert read_lines(output) == read_lines(expected.file)
+        assert (done.lines, done.rounds) == (expected.lines, 0)
+        assert done.tokens > 0
+        with pytest.raises(pard_rt.InvalidArgumentError, match=r"serves no such model.*tiny"):
+            regenerate(
+                target, [data], tmp_path / "x.jsonl", endpoint=url, endpoint_model="x", **options
+            )
+    with pytest.raises(pard_rt.InvalidArgumentError, match="does not list its models"):
+        regenerate(target, [data], tmp_path / "x.jsonl", endpoint=url, **options)
+
+
+def test_kept_logits_are_the_targets(target: Path, data: Path, tmp_path: Path) -> None:
+    options: Any = {**SAMPLED, "questions": 2}
+    done = regenerate(target, [data], tmp_path / "out.jsonl", keep_logits=5, **options)
+    assert done.kept == done.lines
+    loaded = load(target)
+    documents = read_documents([done.file], loaded.tokenizer, max_length=40)
+    assert len(documents) > done.lines  # some are cut
+    documents = with_logits(documents, [done.file], loaded.tokenizer)
+    for document in documents:
+        assert document.likely is not None
+        with torch.no_grad():
+            logits = loaded.module(input_ids=document.tokens[None]).logits[0, :-1]
+        likely = document.likely.spread(document.learnt)
+        for place in document.learnt[1:].nonzero()[:, 0].tolist():
+            if document.offset or place == 0:
+                continue  # a later piece does not see what came before
+            expected = logits[place].log_softmax(-1).topk(5)
+            assert likely.ids[place + 1].tolist() == expected.indices.tolist()
+            torch.testing.assert_close(
+                likely.logprobs[place + 1], expected.values, atol=0.01, rtol=0.01
+            )
+    # They resume after the last whole line, and are of these lines alone.
+    file = logits_file(done.file)
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) * 2 // 3])
+    with pytest.raises(pard_rt.InvalidArgumentError, match="expected logits of"):
+        with_logits(documents, [done.file], loaded.tokenizer)
+    regenerate(target, [data], done.file, keep_logits=5, **options)
+    assert file.read_bytes() == whole
+    with pytest.raises(pard_rt.FolderError, match="holds other logits"):
+        regenerate(target, [data], done.file, keep_logits=6, **options)
+    loaded.tokenizer.add_tokens(["more"])
+    with pytest.raises(pard_rt.InvalidArgumentError, match=r"do not fit.*vocabulary"):
+        with_logits(documents, [done.file], loaded.tokenizer)
+    file.write_bytes(b"nothing\n" + whole)
+    with pytest.raises(pard_rt.FolderError, match="does not begin as kept logits do"):
+        with_logits(documents, [done.file], loaded.tokenizer)
 
 
 def test_the_command(
@@ -378,7 +548,7 @@ def test_the_command(
     )
     assert main([*command, "--seed", "6"]) == 2
     assert "made otherwise" in capsys.readouterr().err
-    assert main([*command, "--prompt-tokens", "8", "--seed", "5"]) == 0
+    assert main([*command, "--prompt-tokens", "8", "--seed", "5", "--shard", "1/1"]) == 0
     assert "answers" not in capsys.readouterr().out
 
 

@@ -95,7 +95,7 @@ def test_two_processes_do_what_one_does(
         return [
             "-m", "pard_rt", "train", "--model", str(base), "--data", str(data),
             "--output", str(tmp_path / output), "--max-length", "60", "--tokens-per-step", "240",
-            "--epochs", "4", "--learning-rate", "1e-3", *more,
+            "--epochs", "4", "--learning-rate", "1e-3", "--dtype", "float32", *more,
         ]  # fmt: skip
 
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

@@ -358,6 +358,19 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
         help="round fp32 weights to float16 and store them so: half the size, opened as float32",
     )
     parser.add_argument(
+        "--head-tokens",
+        type=int,
+        metavar="N",
+        help="of a draft: keep the LM head's rows of the N tokens that the target writes most",
+    )
+    parser.add_argument(
+        "--head-data",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="what the target wrote, to count tokens in: `pard-rt train regenerate`",
+    )
+    parser.add_argument(
         "--head-on-all-rows",
         action="store_true",
         help="for MIGraphX, of the portable form: the LM head before the last rows are picked",
@@ -379,10 +392,44 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
         "again with the same arguments, the command resumes where it stopped. Needs: pip install "
         "'pard-rt[train]'. `pard-rt train regenerate` has the target write the data."
     )
-    parser.add_argument("--model", required=True, metavar="HF_DIR_OR_ID", help="what to start from")
+    start = parser.add_mutually_exclusive_group(required=True)
+    start.add_argument(
+        "--model", metavar="MODEL", help="a small model of the target's family to start from"
+    )
+    start.add_argument(
+        "--from-target",
+        metavar="TARGET",
+        help="start from some of the target's own layers; its embedding and LM head stay",
+    )
+    parser.add_argument(
+        "--layers",
+        type=_layers,
+        metavar="N|I,J,..",
+        help="how many of them, chosen by a short measurement, or which",
+    )
+    parser.add_argument(
+        "--heal",
+        type=float,
+        default=0.0,
+        metavar="N",
+        help="epochs, from the first on, that predict the next token alone (0)",
+    )
+    parser.add_argument(
+        "--distill",
+        type=float,
+        default=0.5,
+        metavar="SHARE",
+        help="of the loss, learnt from the target's logits where they are kept (0.5)",
+    )
+    parser.add_argument(
+        "--head-tokens",
+        type=int,
+        metavar="N",
+        help="with --from-target: learn only the N tokens that occur most in the data",
+    )
     _add_revision(parser, "model")
     _add_trust(parser)
-    _add_data(parser)
+    _add_data(parser, required=True)
     parser.add_argument("--output", required=True, metavar="DIR", help="Hugging Face directory")
     parser.add_argument(
         "--num-subtasks", type=int, default=8, metavar="K", help="K in training (default: 8)"
@@ -413,7 +460,9 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
         "--seed", type=int, default=0, metavar="N", help="of the order of data and of COD (0)"
     )
     parser.add_argument(
-        "--target", metavar="MODEL", help="measure tokens per round with it, on held-out documents"
+        "--target",
+        metavar="MODEL",
+        help="measure tokens per round with it, on held-out documents (default: --from-target)",
     )
     parser.add_argument(
         "--measure-every",
@@ -424,38 +473,92 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--device", default="cpu", metavar="D", help="cpu (default) or cuda")
     parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        help="what the forward computes in (default: bfloat16 where the processor is made for it)",
+    )
+    parser.add_argument(
         "--checkpoint-layers", action="store_true", help="less memory for the backward pass, slower"
     )
     parser.add_argument("--threads", type=int, default=0, metavar="N", help="of PyTorch")
 
 
-def _add_data(parser: argparse.ArgumentParser) -> None:
+def _add_data(parser: argparse.ArgumentParser, *, required: bool) -> None:
     parser.add_argument(
         "--data",
-        required=True,
+        required=required,
+        default=[],
         nargs="+",
         metavar="FILE",
-        help='.jsonl of {"messages": [..]} or {"text": ..}, or text files',
+        help='.jsonl or .json of {"messages": [..]} or {"text": ..}, or text files',
     )
+
+
+def _layers(text: str) -> int | tuple[int, ...]:
+    return tuple(map(int, text.split(","))) if "," in text else int(text)
+
+
+def _shard(text: str) -> tuple[int, int]:
+    part, _, parts = text.partition("/")
+    return int(part), int(parts)
 
 
 def _add_regenerate(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Have a target answer a data set itself: drafts learn best from what it writes. Given "
-        "again with the same arguments, the command resumes after the last line. Needs: "
-        "pip install 'pard-rt[torch]'."
+        "Have a target answer a data set, or questions of its own: drafts learn best from what it "
+        "writes. Given again with the same arguments, the command resumes after the last line. "
+        "Needs: pip install 'pard-rt[torch]'."
     )
     parser.epilog = _EXIT_STATUS
     parser.add_argument("--target", required=True, metavar="T", help=_MODEL)
     parser.add_argument("--draft", metavar="D", help="the same; it changes the time, not the text")
-    _add_data(parser)
+    _add_data(parser, required=False)
+    parser.add_argument(
+        "--questions",
+        type=int,
+        default=0,
+        metavar="N",
+        help="have the target invent and answer N questions, or texts if it has no chat template",
+    )
     parser.add_argument("--output", required=True, metavar="FILE", help="a .jsonl file to write")
     parser.add_argument(
-        "--prompt-tokens", type=int, default=64, metavar="N", help="kept of a text's pieces (64)"
+        "--prompt-tokens",
+        type=int,
+        default=64,
+        metavar="N",
+        help="kept of a text's pieces, or invented of a new text (64)",
+    )
+    parser.add_argument(
+        "--question-tokens",
+        type=int,
+        default=256,
+        metavar="N",
+        help="longer questions are invented again (256)",
     )
     parser.add_argument(
         "--batch-size", type=int, default=8, metavar="B", help="lines at a time (default: 8)"
     )
+    parser.add_argument(
+        "--shard",
+        type=_shard,
+        default=(1, 1),
+        metavar="I/N",
+        help="the I-th of N parts of the lines, such as 1/4",
+    )
+    parser.add_argument(
+        "--endpoint",
+        metavar="URL",
+        help="an OpenAI server that runs the target, such as http://localhost:8000/v1; the target "
+        "then gives the tokenizer",
+    )
+    parser.add_argument(
+        "--keep-logits",
+        type=int,
+        default=0,
+        metavar="K",
+        help="also write the target's K likeliest tokens at every token of the answers",
+    )
+    parser.add_argument("--endpoint-model", metavar="NAME", help="the model's name there")
     _add_decoding(parser, max_new_tokens=512)
     _add_generating(parser)
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of sampling (default: 0)")

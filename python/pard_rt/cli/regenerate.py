@@ -13,9 +13,10 @@ if TYPE_CHECKING:
     from pard_rt.training.regenerate import Regenerated
 
 _NAMES = (
-    "draft", "max_new_tokens", "prompt_tokens", "temperature", "top_k", "top_p", "min_p", "seed",
-    "batch_size", "max_length", "num_speculative_tokens", "device", "dtype", "mask_token_id",
-    "threads", "trust_remote_code", "revision", "draft_revision",
+    "questions", "draft", "max_new_tokens", "prompt_tokens", "question_tokens", "temperature",
+    "top_k", "top_p", "min_p", "seed", "shard", "batch_size", "max_length", "endpoint",
+    "endpoint_model", "keep_logits", "num_speculative_tokens", "device", "dtype",
+    "mask_token_id", "threads", "trust_remote_code", "revision", "draft_revision",
 )  # fmt: skip
 
 
@@ -29,6 +30,8 @@ def run_regenerate(arguments: argparse.Namespace) -> int:
 
         def report(done: Regenerated) -> None:
             shown.text = f"{done.lines} of {done.total} lines, {_speed(done)}"
+            if done.kept:
+                shown.text = f"logits of {done.kept} of {done.total} lines"
 
         options = {name: value for name, value in vars(arguments).items() if name in _NAMES}
         done = regenerate(
@@ -41,10 +44,13 @@ def run_regenerate(arguments: argparse.Namespace) -> int:
         )
     print(paint(str(done.file), "bold"))
     print_field("lines", f"{done.lines}")
+    if done.kept:
+        print_field("logits", f"{arguments.keep_logits} per token, of {done.kept} lines")
     if done.answers:
         cut = f", {done.cut} of them cut at the limit of length" if done.cut else ""
         print_field("answers", f"{done.answers}{cut}")
-        print_field("speed", f"{_speed(done)}, {done.tokens / done.rounds:.2f} per round")
+        rounds = f", {done.tokens / done.rounds:.2f} per round" if done.rounds else ""
+        print_field("speed", f"{_speed(done)}{rounds}")
     if done.skipped:
         print_field("skipped", f"{done.skipped} prompts, too long for the target")
     return 0

@@ -7,8 +7,14 @@ import os
 from functools import partial
 
 from pard_rt.cli.output import paint, print_field
-from pard_rt.errors import require_range, requiring
+from pard_rt.errors import InvalidArgumentError, require_range, requiring
 from pard_rt.progress import progress
+
+_NAMES = (
+    "layers", "heal", "distill", "head_tokens", "mask_token_id", "epochs", "max_length",
+    "tokens_per_step", "learning_rate", "seed", "measure_every", "device", "checkpoint_layers",
+    "revision", "trust_remote_code",
+)  # fmt: skip
 
 
 def run_train(arguments: argparse.Namespace) -> int:
@@ -17,32 +23,34 @@ def run_train(arguments: argparse.Namespace) -> int:
         import torch
 
         from pard_rt.models.checkpoint import hush_transformers
+        from pard_rt.training.config import TrainConfig
         from pard_rt.training.mask_prediction import MaskPrediction
         from pard_rt.training.train import train
     hush_transformers()
+    if (arguments.layers is None) != (arguments.from_target is None):
+        raise InvalidArgumentError(
+            "--from-target and --layers belong together",
+            "both, or a --model",
+            "one of them",
+            "Say how many of the target's layers the draft starts from, such as --layers 6.",
+        )
     require_range("threads", arguments.threads, 0, 1024)
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    with progress(f"opening {arguments.model}") as shown:
+    with progress(f"opening {arguments.from_target or arguments.model}") as shown:
+        start = arguments.from_target or arguments.model
         done = train(
-            arguments.model,
+            start,
             arguments.data,
             arguments.output,
-            settings=MaskPrediction(
-                arguments.num_subtasks, arguments.retention, arguments.min_retention
+            TrainConfig(
+                MaskPrediction(
+                    arguments.num_subtasks, arguments.retention, arguments.min_retention
+                ),
+                dtype=getattr(torch, arguments.dtype) if arguments.dtype else None,
+                **{name: getattr(arguments, name) for name in _NAMES},
             ),
-            mask_token_id=arguments.mask_token_id,
-            epochs=arguments.epochs,
-            max_length=arguments.max_length,
-            tokens_per_step=arguments.tokens_per_step,
-            learning_rate=arguments.learning_rate,
-            seed=arguments.seed,
-            device=arguments.device,
-            revision=arguments.revision,
-            trust_remote_code=arguments.trust_remote_code,
-            target=arguments.target,
-            measure_every=arguments.measure_every,
-            checkpoint_layers=arguments.checkpoint_layers,
+            target=arguments.target or arguments.from_target,
             log=shown.print,
             watch=partial(setattr, shown, "text"),
         )

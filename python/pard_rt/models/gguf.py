@@ -228,6 +228,9 @@ def load_gguf(file: Path, options: OpenOptions) -> LoadedModel:
     if _HEAD in report["missing_keys"]:  # the tensors say that it is tied, whatever the file does
         module.get_output_embeddings().weight = module.get_input_embeddings().weight
     scale_rope(module, reader)
+    # Its weights are floats now: it may be trained and saved, which transformers refuses otherwise.
+    module.is_quantized, module.hf_quantizer = False, None
+    del module.config.quantization_config
     module = module.eval().requires_grad_(False)
     return loaded_from(module, options, file.stem, tokenizer=tokenizer)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, groupby
 
 import torch
 
@@ -22,10 +23,13 @@ _NEW_TOKENS = 64
 def hold_out(documents: Sequence[Document], seed: int) -> tuple[list[Document], list[Document]]:
     """Set some documents apart: those to train on, and those held out.
 
+    Whole records are set apart, and the first piece of each is held out, so that no conversation is
+    learnt in part and measured in part. Data of fewer records is divided by its pieces.
+
     Raises
     ------
     InvalidArgumentError
-        There would be no more left than are set apart.
+        There would be fewer left than are set apart.
     """
     if len(documents) < 2 * NUM_HELD_OUT:
         raise InvalidArgumentError(
@@ -34,12 +38,13 @@ def hold_out(documents: Sequence[Document], seed: int) -> tuple[list[Document], 
             str(len(documents)),
             "Give more data, a smaller max_length, or no target.",
         )
-    order = torch.randperm(len(documents), generator=torch.Generator().manual_seed(seed)).tolist()
+    pieces = [[document] for document in documents]
+    records = [list(group) for _, group in groupby(documents, key=lambda each: each.record)]
+    groups = records if len(records) >= 2 * NUM_HELD_OUT else pieces
+    order = torch.randperm(len(groups), generator=torch.Generator().manual_seed(seed)).tolist()
     held_out = set(order[:NUM_HELD_OUT])
-    return (
-        [document for index, document in enumerate(documents) if index not in held_out],
-        [documents[index] for index in sorted(held_out)],
-    )
+    kept = [group for number, group in enumerate(groups) if number not in held_out]
+    return list(chain.from_iterable(kept)), [groups[number][0] for number in sorted(held_out)]
 
 
 @dataclass(frozen=True)

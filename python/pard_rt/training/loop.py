@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pard_rt.errors import FolderError, first_line
+from pard_rt.errors import FolderError, ModelError, first_line
 from pard_rt.training.muon import Muon
 from pard_rt.training.workers import Workers
 from pard_rt.writing import writing
@@ -43,10 +43,10 @@ class Schedule:
     warmup: int = 40
     decay: float = 0.4
 
-    def scale(self, step: int) -> float:
-        """Share of the full learning rate at a step."""
+    def scale(self, step: int, since: int = 0) -> float:
+        """Share of the full learning rate at a step; it has been rising `since` then."""
         left = (self.steps - step) / max(1.0, self.decay * self.steps)
-        return min(1.0, (step + 1) / self.warmup, left)
+        return min(1.0, (step + 1 - since) / self.warmup, left)
 
 
 Optimizers = Callable[[nn.Module, Schedule], tuple[torch.optim.Optimizer, ...]]
@@ -56,11 +56,11 @@ def muon_and_adamw(module: nn.Module, schedule: Schedule) -> tuple[torch.optim.O
     """For models trained from nothing: Muon for the matrices inside, AdamW for all else."""
     inner = [
         parameter
-        for name, parameter in module.named_parameters()
+        for name, parameter in _learnt(module).items()
         if parameter.ndim == 2 and "embed" not in name and "lm_head" not in name
     ]
     chosen = {id(parameter) for parameter in inner}
-    others = [p for p in module.parameters() if id(p) not in chosen]
+    others = [p for p in _learnt(module).values() if id(p) not in chosen]
     return (
         Muon(inner, lr=schedule.matrix_rate),
         torch.optim.AdamW(others, lr=schedule.other_rate, betas=(0.9, 0.95), weight_decay=0.0),
@@ -71,9 +71,14 @@ def adamw(module: nn.Module, schedule: Schedule) -> tuple[torch.optim.Optimizer,
     """For models that have been trained already."""
     return (
         torch.optim.AdamW(
-            module.parameters(), lr=schedule.other_rate, betas=(0.9, 0.95), weight_decay=0.0
+            _learnt(module).values(), lr=schedule.other_rate, betas=(0.9, 0.95), weight_decay=0.0
         ),
     )
+
+
+def _learnt(module: nn.Module) -> dict[str, nn.Parameter]:
+    """Parameters by their names, without those that stay as they are."""
+    return {name: each for name, each in module.named_parameters() if each.requires_grad}
 
 
 class Trainer:
@@ -101,7 +106,9 @@ class Trainer:
     log
         Takes lines about the progress.
     watch
-        Takes, every step, a few words of where it stands.
+        Takes, every step, a few words about it.
+    on_log
+        Takes the records of the log.
 
     Raises
     ------
@@ -122,12 +129,14 @@ class Trainer:
         report: Callable[[int, Tensor], dict[str, Any]] = lambda step, measured: {},
         log: Callable[[str], None] = print,
         watch: Callable[[str], None] = lambda text: None,
+        on_log: Callable[[dict[str, Any]], None] = lambda record: None,
     ) -> None:
         self.module = module
         self.schedule = schedule
         self.checkpoint = checkpoint
         self.step = 0
         self.last_loss = math.nan  # mean over the steps logged last
+        self._warm_since = 0  # a run that is lengthened has cooled down, and warms up again
         self._settings = dict(settings or {})
         self.measured = torch.zeros(1) if measured is None else measured
         self._losses: list[float] = []  # of steps not logged yet, this worker's share
@@ -135,6 +144,7 @@ class Trainer:
         self._report = report
         self._print = log
         self._watch = watch
+        self._on_log = on_log
         self._optimizers = optimizers(module, schedule)
         self._rates = [optimizer.param_groups[0]["lr"] for optimizer in self._optimizers]
         if checkpoint.is_file():
@@ -158,23 +168,40 @@ class Trainer:
             self._watch(f"step {self.step}/{self.schedule.steps}, {left:.0f} min left")
             if self.step % log_every == 0 or self.step == self.schedule.steps:
                 self._log(seconds)
+            # Clocks differ, so several processes ask one of them, but not in every step.
+            if self._workers.size > 1 and self.step % log_every:
+                continue
             if self._workers.agree(time.monotonic() - saved > save_every):
                 self.save()
                 saved = time.monotonic()
         self.save()
 
     def advance(self, losses_of: StepLosses) -> None:
-        """Take one step of the schedule."""
+        """Take one step of the schedule.
+
+        Raises
+        ------
+        ModelError
+            Training diverges. The weights are still those of the step before.
+        """
         for rate, optimizer in zip(self._rates, self._optimizers, strict=True):
             for group in optimizer.param_groups:
-                group["lr"] = rate * self.schedule.scale(self.step)
+                group["lr"] = rate * self.schedule.scale(self.step, self._warm_since)
         total = 0.0
         for loss in losses_of(self.step):
             loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
-        parameters = [p for p in self.module.parameters() if p.requires_grad]
+        parameters = list(_learnt(self.module).values())
         self._workers.sum_gradients(parameters)
-        nn.utils.clip_grad_norm_(parameters, 1.0)
+        norm = float(nn.utils.clip_grad_norm_(parameters, 1.0))
+        if not math.isfinite(norm):  # the loss too, or of sums that overflow
+            raise ModelError(
+                f"Training diverged at step {self.step + 1}",
+                "finite gradients",
+                f"a gradient norm of {norm} and a loss of {total}",
+                f"Start again with a smaller learning rate. The last state saved before is in "
+                f"'{self.checkpoint}'.",
+            )
         for optimizer in self._optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -194,8 +221,10 @@ class Trainer:
             return
         state = {
             "step": self.step,
+            "steps": self.schedule.steps,
+            "warm_since": self._warm_since,
             "settings": self._settings,
-            "module": self.module.state_dict(),
+            "module": {name: each.data for name, each in _learnt(self.module).items()},
             "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
             "losses": losses,
             "measured": measured,
@@ -221,11 +250,16 @@ class Trainer:
                     "Give the arguments it began with, or choose another folder.",
                 )
         with self._reading():
-            self.module.load_state_dict(state["module"])
+            learnt = _learnt(self.module)
+            for name in learnt.keys() | state["module"].keys():
+                learnt[name].data.copy_(state["module"][name])
             for optimizer, saved in zip(self._optimizers, state["optimizers"], strict=True):
                 optimizer.load_state_dict(saved)
             self.measured.copy_(state["measured"])
-        self.step = state["step"]
+            self.step = state["step"]
+            self._warm_since = state["warm_since"]
+            if self.schedule.steps > state["steps"]:
+                self._warm_since = self.step
         if self._workers.is_first:  # what is summed over the workers must not be summed again
             self._losses = state["losses"]
             lines = []
@@ -262,10 +296,10 @@ class Trainer:
 
     def _log(self, seconds: float) -> None:
         losses, measured = self._summed()
+        self.last_loss = sum(losses) / len(losses)
         more = self._report(self.step, measured)
         self._losses.clear()
         self.measured.zero_()
-        self.last_loss = sum(losses) / len(losses)
         if not self._workers.is_first:
             return
         left = (self.schedule.steps - self.step) * seconds
@@ -285,3 +319,4 @@ class Trainer:
             self.history.open("a", encoding="utf-8") as history,
         ):
             history.write(json.dumps(record) + "\n")
+        self._on_log(record)

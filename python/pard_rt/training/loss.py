@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
 from pard_rt.training.attention import plan_blocks
-from pard_rt.training.documents import Pack
+from pard_rt.training.documents import Likely, Pack
 from pard_rt.training.mask_prediction import IGNORED, MaskPrediction, Rows, draw_rows
 from pard_rt.training.workers import Workers
 
@@ -36,6 +37,10 @@ class MaskPredictionLoss:
         A share of more real tokens takes several forwards; documents are not cut.
     dtype
         Of the computation where it is narrower than the weights.
+    distill
+        Where a pack has logits of the target: their share of the loss, beside the tokens'.
+    head_tokens
+        The only tokens that are learnt, int64 [n], rising, of a module whose LM head is frozen.
     """
 
     def __init__(
@@ -47,6 +52,8 @@ class MaskPredictionLoss:
         workers: Workers | None = None,
         tokens_per_forward: int = 1 << 24,
         dtype: torch.dtype = torch.float32,
+        distill: float = 0.0,
+        head_tokens: Tensor | None = None,
     ) -> None:
         self._module = module
         self._settings = settings
@@ -54,26 +61,41 @@ class MaskPredictionLoss:
         self._workers = workers or Workers()
         self._tokens_per_forward = tokens_per_forward
         self._dtype = dtype
+        self._distill = distill
+        self._head = module.get_output_embeddings()
+        if not self._head.weight.requires_grad:  # then it need not be rounded anew in every piece
+            rows = slice(None) if head_tokens is None else head_tokens.to(module.device)
+            self._head = rows_of_head(self._head, rows).to(dtype)
+        self._columns: Tensor | None = None  # of the tokens, in the logits
+        if head_tokens is not None:
+            self._columns = torch.full((self._module.config.vocab_size,), IGNORED)
+            self._columns[head_tokens] = torch.arange(len(head_tokens))
         # Of every sub-task: its loss, how many of its rows named the right token, how many rows.
         self.measured = torch.zeros(
             3, settings.num_subtasks, dtype=torch.float64, device=module.device
         )
 
-    def __call__(self, pack: Pack, generator: torch.Generator) -> Iterator[Tensor]:
+    def __call__(
+        self, pack: Pack, generator: torch.Generator, *, next_tokens_alone: bool = False
+    ) -> Iterator[Tensor]:
         """Draw the rows of a pack, the same in every worker, and give the losses of this one's."""
-        rows = draw_rows(pack.lengths, self._settings, generator)
+        settings = MaskPrediction(1) if next_tokens_alone else self._settings
+        rows = draw_rows(pack.lengths, settings, generator)
         to_name = torch.where(pack.learnt, pack.tokens, IGNORED)
+        if self._columns is not None:
+            to_name = torch.where(pack.learnt, self._columns[pack.tokens], IGNORED)
         num_named = int((rows.labels(to_name) != IGNORED).sum())
         count = max(self._workers.size, -(-len(to_name) // self._tokens_per_forward))
         for begin, end in cut(pack.lengths, count)[self._workers.rank :: self._workers.size]:
             if begin < end:
-                part = rows.part(begin, end), pack.tokens[begin:end], to_name[begin:end]
-                yield self._sum(*part) / num_named
+                yield self._sum(rows.part(begin, end), pack, to_name, begin, end) / num_named
 
-    def _sum(self, rows: Rows, tokens: Tensor, to_name: Tensor) -> Tensor:
+    def _sum(self, rows: Rows, pack: Pack, to_name: Tensor, begin: int, end: int) -> Tensor:
         device = self._module.device
-        labels = rows.labels(to_name)
+        tokens = pack.tokens[begin:end]
+        labels = rows.labels(to_name[begin:end])
         named = (labels != IGNORED).nonzero()[:, 0]
+        places = rows.labels(torch.arange(begin, end))[named]
         labels, depths = labels[named].to(device), rows.depths[named].to(device)
         narrow = self._dtype != torch.float32
         with torch.autocast(torch.device(device).type, self._dtype, enabled=narrow):
@@ -83,25 +105,61 @@ class MaskPredictionLoss:
                 blocks=plan_blocks(rows, device),
                 use_cache=False,
             ).last_hidden_state[0, named.to(device)]
-            head = self._module.get_output_embeddings()
 
-            def piece(states: Tensor, named: Tensor) -> tuple[Tensor, Tensor]:
-                logits = head(states)
+            def piece(
+                states: Tensor, named: Tensor, likely: Likely | None
+            ) -> tuple[Tensor, Tensor]:
+                logits = self._head(states)
                 logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
                 right = logits.detach().argmax(-1) == named
-                return cross_entropy(logits, named, reduction="none"), right
+                losses = cross_entropy(logits, named, reduction="none")
+                if likely is not None:
+                    losses = torch.lerp(losses, _soft(logits, losses, likely), self._distill)
+                return losses, right
 
             total: Tensor = hidden.sum() * 0.0  # of no rows, too, a loss with a gradient
             for start in range(0, len(labels), _LOGIT_ROWS):
                 part = slice(start, start + _LOGIT_ROWS)
-                losses, right = checkpoint(piece, hidden[part], labels[part], use_reentrant=False)
+                likely = self._likely(pack, places[part])
+                losses, right = checkpoint(
+                    piece, hidden[part], labels[part], likely, use_reentrant=False
+                )
                 total = total + losses.sum()
                 self._measure(depths[part], losses.detach(), right)
         return total
 
+    def _likely(self, pack: Pack, places: Tensor) -> Likely | None:
+        if pack.likely is None or not self._distill:
+            return None
+        likely = pack.likely.take(places)
+        if self._columns is not None:
+            columns = self._columns[likely.ids]
+            known = torch.where(columns == IGNORED, -torch.inf, likely.logprobs)
+            likely = Likely(columns.clamp(min=0), known)
+        device = self._module.device
+        return Likely(likely.ids.to(device), likely.logprobs.to(device))
+
     def _measure(self, depths: Tensor, losses: Tensor, right: Tensor) -> None:
         found = torch.stack([losses.double(), right.double(), torch.ones_like(losses).double()])
         self.measured.index_add_(1, depths - 1, found)
+
+
+def rows_of_head(head: nn.Linear, rows: Tensor | slice) -> nn.Linear:
+    """Return an LM head with some rows of another."""
+    chosen = copy.deepcopy(head)
+    chosen.weight = nn.Parameter(head.weight.detach()[rows].clone(), requires_grad=False)
+    if head.bias is not None:
+        chosen.bias = nn.Parameter(head.bias.detach()[rows].clone(), requires_grad=False)
+    chosen.out_features = len(chosen.weight)
+    return chosen
+
+
+def _soft(logits: Tensor, losses: Tensor, likely: Likely) -> Tensor:
+    """Cross entropy with the target's likeliest tokens; `losses` where these are not known."""
+    shares = likely.logprobs.softmax(-1)  # NaN where nothing is known
+    found = logits.log_softmax(-1).gather(-1, likely.ids)
+    known = likely.logprobs.isfinite().any(-1)
+    return torch.where(known, -(shares.nan_to_num() * found).sum(-1), losses)
 
 
 def by_subtask(measured: Tensor) -> dict[str, list[float | None]]:

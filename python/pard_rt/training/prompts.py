@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator
-from functools import partial
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from typing import Any
 
-from pard_rt.errors import InvalidArgumentError
-from pard_rt.outputs import Output
+from pard_rt.chat import ChatTemplate
+from pard_rt.errors import InvalidArgumentError, ModelError, require_range
 from pard_rt.training.records import (
     Record,
     chat_ids,
@@ -15,11 +16,33 @@ from pard_rt.training.records import (
     suiting_the_template,
 )
 
-# Gives a prompt's token ids, takes what the target says behind it, and so on; returns the line.
-Dialogue = Generator[list[int], Output, dict[str, Any]]
-Task = Callable[[], Dialogue]
-
 _ASKING = ("system", "developer", "user")
+_TRIES = 8  # at a question or a beginning, until one is whole
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A prompt for the target, and how far it is to continue it."""
+
+    prompt: list[int]
+    max_new_tokens: int
+    stop_token_ids: list[int] = field(default_factory=list)
+    invents: bool = False  # it writes what a user would: sampled, not answered
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the target wrote, and what that took."""
+
+    text: str
+    is_cut: bool  # by the limit of length
+    tokens: int = 0
+    rounds: int = 0  # 0: nobody knows
+
+
+# Asks, takes the target's answer, and so on; returns the line.
+Dialogue = Generator[Asked, Answer, dict[str, Any]]
+Task = Callable[[], Dialogue]
 
 
 class Prompter:
@@ -32,9 +55,11 @@ class Prompter:
     max_length
         Positions a sequence of the target may have.
     prompt_tokens
-        Of the pieces of a text: the target is given so many.
+        Of the pieces of a text: the target is given so many, or invents them.
+    question_tokens
+        Of a question that the target invents: the most.
     continued_tokens
-        Of the pieces of a text: the target writes at most so many in place of the others.
+        Of an answer, and of what continues a text: the most.
 
     Attributes
     ----------
@@ -43,37 +68,81 @@ class Prompter:
     """
 
     def __init__(
-        self, tokenizer: Any, *, max_length: int, prompt_tokens: int, continued_tokens: int
+        self,
+        tokenizer: Any,
+        *,
+        max_length: int,
+        prompt_tokens: int,
+        question_tokens: int,
+        continued_tokens: int,
     ) -> None:
         self._tokenizer = tokenizer
         self._max_length = max_length
         self._prompt_tokens = prompt_tokens
+        self._question_tokens = question_tokens
+        self._continued_tokens = continued_tokens
         self._piece_tokens = prompt_tokens + continued_tokens
         self.num_skipped = 0
 
-    def tasks(self, records: Iterable[Record]) -> list[Task]:
-        """Return the tasks of records, in order.
+    def tasks(self, records: Iterable[Record], inventions: int = 0) -> list[Task]:
+        """Return the tasks of records, in order, and then those of what the target invents.
+
+        With a chat template it invents questions and answers them; without one, the beginnings of
+        texts, which it continues.
 
         Raises
         ------
         InvalidArgumentError
-            A conversation cannot be asked, or there is nothing to ask at all.
+            A conversation cannot be asked, nothing can be invented, or there is nothing to ask.
         """
         found: list[Task] = []
         for record in records:
             for task in self._tasks_of(record):
-                if self._fits(next(task())):
+                if self._fits(next(task()).prompt):
                     found.append(task)
                 else:
                     self.num_skipped += 1
+        if inventions:
+            found += [self._invention()] * inventions
         if not found:
             raise InvalidArgumentError(
                 "There is nothing to answer in the data",
                 f"texts, or conversations with a user, of less than {self._max_length} tokens",
                 f"{self.num_skipped} longer ones" if self.num_skipped else "no text at all",
-                "Name files that hold some.",
+                "Name files that hold some, or ask for questions.",
             )
         return found
+
+    def _invention(self) -> Task:
+        if not self._tokenizer.chat_template:
+            return partial(self._invent_text, self._beginning_token())
+        opening = self._template.open_user_turn()
+        prompt = list(self._tokenizer(opening, add_special_tokens=False).input_ids)
+        room = self._max_length - len(prompt)
+        require_range("question_tokens", self._question_tokens, 1, room - 1)
+        return partial(self._invent_question, prompt)
+
+    @cached_property
+    def _template(self) -> ChatTemplate:
+        return ChatTemplate.of_tokenizer("the target", self._tokenizer)
+
+    @cached_property
+    def _ends_of_turn(self) -> list[int]:
+        """The token that the template puts after an answer: not all targets name it as an end."""
+        known = self._tokenizer.get_added_vocab()
+        end = self._template.end_of_turn(known)
+        return [] if end is None else [known[end]]
+
+    def _beginning_token(self) -> int:
+        for token in (self._tokenizer.bos_token_id, self._tokenizer.eos_token_id):
+            if token is not None:
+                return int(token)
+        raise InvalidArgumentError(
+            "The target cannot begin a text",
+            "a tokenizer with a token that begins or ends texts, or a chat template",
+            "neither",
+            "Name files with prompts in place of inventing them.",
+        )
 
     def _fits(self, prompt: list[int]) -> bool:
         return len(prompt) < self._max_length
@@ -89,21 +158,47 @@ class Prompter:
         yield partial(self._converse, runs)
 
     def _converse(self, runs: list[list[dict[str, Any]]]) -> Dialogue:
-        """Answer every run of messages, behind the target's own answers to those before."""
+        """Answer every run of messages, after the target's own answers to those before."""
         said: list[dict[str, Any]] = []
         for run in runs:
-            prompt = chat_ids(self._tokenizer, said + run, cue=True)
+            prompt = chat_ids(self._tokenizer, said + run)
             if said and not self._fits(prompt):
                 break
-            output = yield prompt
-            said += [*run, {"role": "assistant", "content": _text_of(output)}]
-            if output.finish_reason == "length":  # nobody asks on in the middle of an answer
+            answer = yield Asked(prompt, self._continued_tokens, self._ends_of_turn)
+            said += [*run, {"role": "assistant", "content": _text_of(answer)}]
+            if answer.is_cut:  # nobody asks on in the middle of an answer
                 break
         return {"messages": said}
 
     def _continue(self, beginning: str) -> Dialogue:
-        output = yield list(self._tokenizer(beginning).input_ids)
-        return {"text": beginning + _text_of(output)}
+        answer = yield Asked(list(self._tokenizer(beginning).input_ids), self._continued_tokens)
+        return {"text": beginning + _text_of(answer)}
+
+    def _invent_question(self, opening: list[int]) -> Dialogue:
+        for _ in range(_TRIES):
+            ends = self._ends_of_turn
+            invented = yield Asked(opening, self._question_tokens, ends, invents=True)
+            if not invented.is_cut and invented.text.strip():
+                question = {"role": "user", "content": invented.text.strip()}
+                return (yield from self._converse([[question]]))
+        raise ModelError(
+            "The target does not end the questions that it invents",
+            f"one that ends within {self._question_tokens} tokens",
+            f"none in {_TRIES} tries",
+            "Raise question_tokens, or name files with questions.",
+        )
+
+    def _invent_text(self, begin: int) -> Dialogue:
+        for _ in range(_TRIES):
+            invented = yield Asked([begin], self._prompt_tokens, invents=True)
+            if invented.is_cut:  # where it ended by itself there is nothing to continue
+                return (yield from self._continue(_text_of(invented)))
+        raise ModelError(
+            "The target ends the texts that it begins at once",
+            f"one of {self._prompt_tokens} tokens",
+            f"none in {_TRIES} tries",
+            "Lower prompt_tokens, or name files with texts.",
+        )
 
     def _beginnings(self, text: str) -> Iterator[str]:
         """Yield the beginning of every piece; a last piece too short for one is left out."""
@@ -121,7 +216,7 @@ class Prompter:
         answer = {"role": "assistant", "content": "."}
         answered = [message for run in runs[:-1] for message in (*run, answer)]
         with suiting_the_template(where):
-            chat_ids(self._tokenizer, answered + runs[-1], cue=True)
+            chat_ids(self._tokenizer, answered + runs[-1])
 
 
 def _runs(messages: list[Any], where: str) -> list[list[dict[str, Any]]]:
@@ -152,7 +247,6 @@ def _unanswerable(where: str, actual: str) -> InvalidArgumentError:
     )
 
 
-def _text_of(output: Output) -> str:
+def _text_of(answer: Answer) -> str:
     """Return what was said; of a character cut in two at the end, nothing."""
-    text = output.text or ""
-    return text.rstrip("\ufffd") if output.finish_reason == "length" else text
+    return answer.text.rstrip("\ufffd") if answer.is_cut else answer.text

@@ -2,35 +2,39 @@
 
 from __future__ import annotations
 
-import math
+import json
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pard_rt.errors import InvalidArgumentError, ModelError, RuntimeMissingError, require_range
+from pard_rt.errors import ModelError, RuntimeMissingError
 from pard_rt.models import OpenOptions, open_model
 from pard_rt.models.checkpoint import LoadedModel, load, require_device
 from pard_rt.training.acceptance import Acceptance, MeasuredAcceptance, hold_out
 from pard_rt.training.attention import use_chain_attention
 from pard_rt.training.checkpoint import save_checkpoint
+from pard_rt.training.config import TrainConfig, fast_dtype
 from pard_rt.training.documents import Document, Epochs, digest_documents, read_documents
+from pard_rt.training.head_tokens import most_written
+from pard_rt.training.kept_logits import with_logits
 from pard_rt.training.loop import Schedule, Trainer, adamw
 from pard_rt.training.loss import MaskPredictionLoss, by_subtask
-from pard_rt.training.mask_prediction import MaskPrediction
 from pard_rt.training.mask_token import choose_mask_token
 from pard_rt.training.model_card import CURVES, model_card, plot_curves
+from pard_rt.training.pruned import freeze_embeddings, prune
 from pard_rt.training.workers import join
 from pard_rt.vocabulary import unknown_token
-from pard_rt.writing import require_folder, writing
+from pard_rt.writing import require_folder, require_own, writing
 
 LOG_EVERY = 20  # steps
-_MAX_LENGTH = 1024  # tokens of a document, where the model and a step have room
+_LEFT = frozenset({"training.pt", "training.jsonl"})  # by a run that was cut off
 _MADE_WITH = ("pard-rt", "torch", "transformers")
 
 
@@ -52,7 +56,8 @@ class Trained:
     loss
         Mean over the last steps, in nats per row.
     acceptance
-        With the target, on held-out documents; None without a target.
+        With the target, on held-out documents, of the best draft, which is the one that is kept;
+        None without a target.
     """
 
     folder: Path
@@ -68,173 +73,156 @@ def train(
     model: str | os.PathLike[str],
     data: Sequence[str | os.PathLike[str]],
     output: str | os.PathLike[str],
+    config: TrainConfig | None = None,
     *,
-    settings: MaskPrediction | None = None,
-    mask_token_id: int | None = None,
-    epochs: float = 1.0,
-    max_length: int | None = None,
-    tokens_per_step: int = 4096,
-    learning_rate: float = 5e-5,
-    seed: int = 0,
     target: str | os.PathLike[str] | None = None,
-    measure_every: int = 500,
-    device: str = "cpu",
-    revision: str | None = None,
-    trust_remote_code: bool = False,
-    dtype: torch.dtype | None = None,
-    tokens_per_forward: int = 16384,
-    checkpoint_layers: bool = False,
-    save_every: float = 300.0,
     log: Callable[[str], None] = print,
     watch: Callable[[str], None] = lambda text: None,
+    on_log: Callable[[dict[str, Any]], None] = lambda record: None,
+    **options: Any,
 ) -> Trained:
-    """Train a parallel draft; begun again with the same arguments, it goes on where it was.
+    """Train a parallel draft; with the same arguments again, it resumes.
 
     Parameters
     ----------
     model
-        Hugging Face directory or hub id of a small model of the target's family.
+        Hugging Face directory, GGUF file or hub id of a small model of the target's family; or,
+        with `layers`, of the target itself.
     data
         Files: see `read_documents`.
     output
-        Folder to write; the state to go on from, ``training.pt``, stays in it.
-    settings
-        K in training and conditional drop.
-    mask_token_id
-        By default one the model does not use: see `choose_mask_token`.
-    epochs
-        How often everything is seen, to a step or so: each lays the documents out anew. More than
-        before lengthen a training that is there.
-    max_length
-        Tokens of a document that are seen together; by default 1024, or as many as the model or a
-        step takes where that is fewer.
-    tokens_per_step
-        Real tokens of a step, in documents that know nothing of each other.
-    learning_rate
-        Of AdamW; it rises, stays, and falls to zero.
-    seed
-        Of the order of documents and of conditional drop.
+        Folder to write, new or of an earlier run; the state to resume from, ``training.pt``, stays
+        in it.
+    config, options
+        See `TrainConfig`; its fields may be given as options.
     target
-        ONNX folder, Hugging Face directory or hub id of the model the draft is for. With it, some
-        documents are held out, and tokens per round on them are measured.
-    measure_every
-        Steps between those measurements; there is one at the beginning and one at the end.
-    device
-        Where the models are: under torchrun, "cuda" is one card for every process.
-    revision, trust_remote_code
-        Of the model and, the latter, of the target too: see `pard_rt.OpenOptions`.
-    dtype
-        Of the computation; by default bfloat16 on cards that have it, else float32. Weights and
-        optimizer are float32, and saved in the type they came in.
-    tokens_per_forward
-        A step of more real tokens takes several forwards.
-    checkpoint_layers
-        Keep the inputs of layers alone for the backward pass, and compute the rest again.
-    save_every
-        Seconds between checkpoints.
+        ONNX folder, Hugging Face directory, GGUF file or hub id of the model the draft is for.
+        With it, some records are held out, and tokens per round on them are measured.
     log
         Takes lines about the progress.
     watch
-        Takes, every step, a few words of where it stands.
+        Takes, every step, a few words about it.
+    on_log
+        Takes the records of ``training.jsonl`` as they are written.
 
     Raises
     ------
     InvalidArgumentError
-        Data, lengths, the mask token or the device cannot be used; nothing has been written.
+        Data, lengths, layers, the mask token or the device cannot be used; nothing has been
+        written.
     RuntimeMissingError
         The device is a card, and PyTorch sees none.
     IncompatibleModelsError
         The draft does not fit the target.
     ModelError
         The model cannot be trained so: its attention is not plain, or its logits are changed.
+        Or training diverged: the last state saved stays.
     FolderError
-        The output holds another training, or cannot be written; the state before stays.
+        The output is an input, holds files of something else or another training, or cannot be
+        written; the state before stays.
     """
-    settings = settings or MaskPrediction()
+    config = replace(config or TrainConfig(), **options)
     output = Path(output)
     require_folder(output.absolute())
-    require_device(device)
-    workers, device = join(device)
+    require_own(output, _LEFT, [Path(path) for path in (model, target) if path is not None])
+    require_device(config.device)
+    workers, device = join(config.device)
     if not workers.is_first:
         log = watch = lambda text: None
-    loaded = load(model, device=device, revision=revision, trust_remote_code=trust_remote_code)
+    remote = config.trust_remote_code
+    loaded = load(model, device=device, revision=config.revision, trust_remote_code=remote)
     stored = loaded.module.dtype
-    if dtype is None:
-        narrow = torch.device(device).type == "cuda" and torch.cuda.is_bf16_supported()
-        dtype = torch.bfloat16 if narrow else torch.float32
-    positions = loaded.facts.max_length
-    fits = f"The model has {positions} positions; a step holds at least one whole document."
-    require_range("tokens_per_step", tokens_per_step, 2, 1 << 24)
-    if max_length is None:
-        max_length = min(_MAX_LENGTH, positions, tokens_per_step)
-    require_range("max_length", max_length, 2, positions, fits)
-    require_range("tokens_per_step", tokens_per_step, max_length, 1 << 24, fits)
-    require_range("tokens_per_forward", tokens_per_forward, 1, 1 << 24)
-    require_range("measure_every", measure_every, 1, 1 << 24)
-    require_range("seed", seed, 0, 2**31 - 1)
-    for name, value in (("epochs", epochs), ("learning_rate", learning_rate)):
-        if not 0 < value < math.inf:
-            raise InvalidArgumentError(
-                f"{name} is out of range", "a number above 0", str(value), "Choose one."
-            )
-    documents = read_documents(
-        [Path(path) for path in data], loaded.tokenizer, max_length=max_length
-    )
+    max_length = config.length_within(loaded.facts.max_length)
+    paths = [Path(path) for path in data]
+    documents = read_documents(paths, loaded.tokenizer, max_length=max_length)
+    if config.distill:
+        documents = with_logits(documents, paths, loaded.tokenizer)
+    taught = sum(document.likely is not None for document in documents)
     used = {token for document in documents for token in document.tokens.tolist()}
     _require_known(loaded, used)
     held_out: list[Document] = []
     if target is not None:
-        documents, held_out = hold_out(documents, seed)
-    mask, reason = choose_mask_token(loaded, mask_token_id, used)
+        documents, held_out = hold_out(documents, config.seed)
+    mask, reason = choose_mask_token(loaded, config.mask_token_id, used)
     log(f"mask token {mask}: {reason}")
     _check_head(loaded)
+    made_of = "all layers"
+    if config.layers is not None:
+        log("chooses layers")
+        depth = loaded.module.config.num_hidden_layers
+        kept = prune(loaded, config.layers, documents)
+        made_of = f"layers {', '.join(map(str, kept))} of {depth}; embedding and LM head frozen"
+        log(made_of)
 
-    pack = Epochs(documents, tokens_per_step, seed)
-    steps = max(1, round(epochs * pack.num_steps))
-    warmup = min(40, max(1, steps // 10))
-    schedule = Schedule(steps, other_rate=learning_rate, warmup=warmup)
-    module = _prepare(loaded.module, checkpoint_layers)
+    checkpoint = output / "training.pt"
+    dtype = config.dtype or _dtype_of(checkpoint) or fast_dtype(device)
+    pack = Epochs(documents, config.tokens_per_step, config.seed)
+    steps = max(1, round(config.epochs * pack.num_steps))
+    healed = round(config.heal * pack.num_steps)
+    schedule = Schedule(steps, other_rate=config.learning_rate, warmup=min(40, max(1, steps // 10)))
+    module = _prepare(loaded.module, config.checkpoint_layers)
+    if config.layers is not None:
+        freeze_embeddings(module, mask)
+    head = None
+    if config.head_tokens is not None:
+        head, share = most_written(documents, config.head_tokens, loaded.tokenizer, loaded.facts)
+        log(f"learns {len(head)} tokens, {100 * share:.1f} % of the data")
     loss = MaskPredictionLoss(
         module,
-        settings,
+        config.settings,
         mask,
         workers=workers,
-        tokens_per_forward=tokens_per_forward,
+        tokens_per_forward=config.tokens_per_forward,
         dtype=dtype,
+        distill=config.distill,
+        head_tokens=head,
     )
     acceptance = None
     if target is not None and workers.is_first:
-        opened = open_model(target, OpenOptions(device=device, trust_remote_code=trust_remote_code))
-        acceptance = Acceptance(opened, loaded, held_out, mask, settings.num_subtasks)
+        opened = open_model(target, OpenOptions(device=device, trust_remote_code=remote))
+        acceptance = Acceptance(opened, loaded, held_out, mask, config.settings.num_subtasks)
         log(f"tokens per round before training: {acceptance().tokens_per_round:.2f}")
-    worth: MeasuredAcceptance | None = None
+
+    fresh: list[MeasuredAcceptance | None] = []  # measured, and not saved yet
 
     def report(step: int, measured: Tensor) -> dict[str, Any]:
-        nonlocal worth
         record: dict[str, Any] = by_subtask(measured)
-        due = step == steps or step // measure_every != (step - LOG_EVERY) // measure_every
-        if acceptance is not None and due:
-            worth = acceptance()
-            record["tokens_per_round"] = round(worth.tokens_per_round, 4)
-            log(f"tokens per round: {worth.tokens_per_round:.2f}")
+        every = config.measure_every
+        due = step == steps or step // every != (step - LOG_EVERY) // every
+        if due and workers.is_first:
+            worth = None if acceptance is None else acceptance()
+            if worth is not None:
+                record["tokens_per_round"] = round(worth.tokens_per_round, 4)
+                record["acceptance"] = asdict(worth)
+                log(f"tokens per round: {worth.tokens_per_round:.2f}")
+            fresh.append(worth)
         return record
+
+    def logged(record: dict[str, Any]) -> None:
+        on_log(record)
+        while fresh:  # now that the curves have it too
+            save(fresh.pop())
 
     with writing(output):
         output.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(
         module,
         schedule,
-        output / "training.pt",
+        checkpoint,
         settings={
             "model": loaded.facts.name,
+            "made of": made_of,
             "dtype": str(dtype),
             "held out for a target": len(held_out),
             "data": digest_documents(documents),
-            **asdict(settings),
+            **asdict(config.settings),
+            "healed steps": healed,
+            "distill": config.distill if taught else 0.0,
+            "head_tokens": config.head_tokens,
             "mask_token_id": mask,
-            "tokens_per_step": tokens_per_step,
-            "learning_rate": learning_rate,
-            "seed": seed,
+            "tokens_per_step": config.tokens_per_step,
+            "learning_rate": config.learning_rate,
+            "seed": config.seed,
         },
         optimizers=adamw,
         workers=workers,
@@ -242,37 +230,81 @@ def train(
         report=report,
         log=log,
         watch=watch,
+        on_log=logged,
     )
+    best = _Best(output, trainer.history)
 
-    def losses(step: int) -> Iterable[Tensor]:
-        return loss(pack(step), torch.Generator().manual_seed((seed << 32) + step))
-
-    trainer.run(losses, save_every=save_every, log_every=LOG_EVERY)
-    steps = trainer.step  # a training that had come further is not taken back
-    if acceptance is not None and worth is None:  # all steps had been taken before
-        worth = acceptance()
-    seen = sum(len(pack(step).tokens) for step in range(steps))
-    if workers.is_first:
+    def save(worth: MeasuredAcceptance | None) -> None:
+        if not best.is_beaten_by(worth):
+            return
         table = {
+            "made of": made_of,
             "data": f"{len(documents)} documents of {', '.join(Path(p).name for p in data)}",
+            "learnt from logits": f"{taught} documents, {config.distill:g} of the loss",
+            "tokens that are learnt": str(config.head_tokens or "all"),
             "longest document": f"{max_length} tokens",
-            "seen": f"{seen} tokens in {steps} steps",
-            "K in training": str(settings.num_subtasks),
-            "conditional drop": f"r {settings.retention}, at least {settings.min_retention}",
+            "seen": f"{_seen(pack, trainer.step)} tokens in {trainer.step} of {steps} steps",
+            "of them next tokens alone": f"{min(healed, trainer.step)} steps",
+            "K in training": str(config.settings.num_subtasks),
+            "conditional drop": f"r {config.settings.retention}, at least "
+            f"{config.settings.min_retention}",
             "mask token": f"{mask}, {reason}",
-            "learning rate": f"{learning_rate:g}, AdamW",
-            "seed": str(seed),
+            "learning rate": f"{config.learning_rate:g}, AdamW",
+            "seed": str(config.seed),
             "computed in": str(dtype).removeprefix("torch."),
             "last loss": f"{trainer.last_loss:.3f} nats a row",
             "made with": ", ".join(f"{name} {version(name)}" for name in _MADE_WITH),
         }
         with writing(output):
             drawn = _draw(trainer.history, output, log)
-            base = loaded.facts.name if Path(model).expanduser().is_dir() else str(model)
+            base = loaded.facts.name if Path(model).expanduser().exists() else str(model)
             card = model_card(output.absolute().name, base, table, worth, has_curves=drawn)
             save_checkpoint(loaded, stored, mask, card, output)
+            best.worth, best.is_saved = worth, True
+
+    def losses(step: int) -> Iterable[Tensor]:
+        noise = torch.Generator().manual_seed((config.seed << 32) + step)
+        return loss(pack(step), noise, next_tokens_alone=step < healed)
+
+    trainer.run(losses, save_every=config.save_every, log_every=LOG_EVERY)
+    steps = trainer.step  # a training that had come further is not taken back
+    if workers.is_first and best.worth is None and not best.is_saved:  # all had been done before
+        save(None if acceptance is None else acceptance())
     workers.wait()
-    return Trained(output, mask, reason, steps, seen, trainer.last_loss, worth)
+    return Trained(output, mask, reason, steps, _seen(pack, steps), trainer.last_loss, best.worth)
+
+
+class _Best:
+    """The best draft there is in the folder, by tokens per round; without a target the last one."""
+
+    def __init__(self, output: Path, history: Path) -> None:
+        self.worth: MeasuredAcceptance | None = None
+        self.is_saved = False  # by this run
+        if (output / "model.safetensors").exists() and history.is_file():
+            for line in history.read_text("utf-8").splitlines():
+                if (measured := json.loads(line).get("acceptance")) is not None:
+                    worth = MeasuredAcceptance(**measured)
+                    if self.is_beaten_by(worth):
+                        self.worth = worth
+
+    def is_beaten_by(self, worth: MeasuredAcceptance | None) -> bool:
+        if worth is None or self.worth is None:
+            return True
+        return worth.tokens_per_round > self.worth.tokens_per_round
+
+
+def _seen(pack: Epochs, steps: int) -> int:
+    return sum(len(pack(step).tokens) for step in range(steps))
+
+
+def _dtype_of(checkpoint: Path) -> torch.dtype | None:
+    """Return what a run that is resumed computes in; None too where its state cannot be read."""
+    try:
+        name: str = torch.load(checkpoint, mmap=True)["settings"]["dtype"]
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError, EOFError, UnpicklingError):
+        return None
+    found: torch.dtype | None = getattr(torch, name.removeprefix("torch."), None)
+    return found
 
 
 def _prepare(module: Any, checkpoint_layers: bool) -> Any:

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from pard_rt.errors import InvalidArgumentError
+from pard_rt.errors import InvalidArgumentError, requiring
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,7 @@ def join(device: str) -> tuple[Workers, str]:
     InvalidArgumentError
         There are fewer cards than processes on this machine.
     """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size == 1:
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return Workers(), device
     local = int(os.environ.get("LOCAL_RANK", "0"))
     on_cards = torch.device(device).type == "cuda"
@@ -87,6 +86,7 @@ def join(device: str) -> tuple[Workers, str]:
             f"process {local + 1}",
             "Start torchrun with a smaller --nproc-per-node.",
         )
-    if not dist.is_initialized():
-        dist.init_process_group("nccl" if on_cards else "gloo")
-    return Workers(dist.get_rank(), size), f"cuda:{local}" if on_cards else device
+    with requiring("train", "Training in several processes"):
+        from accelerate import PartialState  # type: ignore[import-untyped]
+    state = PartialState(cpu=not on_cards)  # sets the process's card, and joins the others
+    return Workers(state.process_index, state.num_processes), str(state.device)

@@ -1,0 +1,148 @@
+"""Drafts made of some of the target's own layers, with its embedding and LM head as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from pard_rt.errors import InvalidArgumentError, ModelError
+from pard_rt.models.checkpoint import LoadedModel
+from pard_rt.training.config import fast_dtype
+from pard_rt.training.documents import Document
+
+_TOKENS = 256  # that layers are chosen by
+
+
+def prune(
+    loaded: LoadedModel, layers: int | Sequence[int], documents: Sequence[Document]
+) -> list[int]:
+    """Leave a model some of its layers, in place.
+
+    Parameters
+    ----------
+    loaded
+        The model.
+    layers
+        Which, or how many. In the latter case layers are left out one by one, each time the one
+        without which the model still predicts the documents best.
+    documents
+        The first tokens of them, 256 in all, are predicted.
+
+    Returns
+    -------
+    list of int
+        The layers that stay, in the model's order.
+
+    Raises
+    ------
+    InvalidArgumentError
+        There are no such layers.
+    ModelError
+        The model keeps its layers where they are not found.
+    """
+    module = loaded.module
+    stack = _layers_of(module)
+    kept = list(range(len(stack))) if isinstance(layers, int) else sorted(set(layers))
+    count = layers if isinstance(layers, int) else len(kept)
+    if not 1 <= count <= len(stack) or not all(0 <= layer < len(stack) for layer in kept):
+        raise InvalidArgumentError(
+            "The draft cannot have these layers",
+            f"1 to {len(stack)} layers, or some of 0 to {len(stack) - 1}",
+            str(layers),
+            "Choose others.",
+        )
+    tokens = torch.cat([document.tokens for document in documents])[:_TOKENS].to(module.device)
+    while len(kept) > count:
+        rest = {layer: [other for other in kept if other != layer] for layer in kept}
+        if len(kept) > 1:
+            del rest[kept[0]]  # it turns embeddings into states
+        kept = min(rest.values(), key=lambda left: _loss(module, stack, left, tokens))
+    _keep(module, stack, kept)
+    return kept
+
+
+def _layers_of(module: Any) -> nn.ModuleList:
+    stack = getattr(module.base_model, "layers", None)
+    if isinstance(stack, nn.ModuleList) and len(stack) == module.config.num_hidden_layers:
+        return stack
+    raise ModelError(
+        f"The layers of {type(module).__name__} are not found",
+        "a list named layers in its base model",
+        type(stack).__name__,
+        "Start from a smaller model of the family instead.",
+    )
+
+
+@torch.no_grad()
+def _loss(module: Any, stack: nn.ModuleList, kept: Sequence[int], tokens: Tensor) -> float:
+    """Predict tokens by some of the layers; a rough answer will do."""
+    device = module.device
+    module.base_model.layers = nn.ModuleList([stack[layer] for layer in kept])
+    module.config.num_hidden_layers = len(kept)
+    try:
+        with torch.autocast(device.type, fast_dtype(device)):
+            logits = module(input_ids=tokens[None], use_cache=False).logits[0, :-1]
+        return float(cross_entropy(logits.float(), tokens[1:]))
+    finally:
+        module.base_model.layers = stack
+        module.config.num_hidden_layers = len(stack)
+
+
+def _keep(module: Any, stack: nn.ModuleList, kept: Sequence[int]) -> None:
+    """Take the other layers away, and number those that stay anew."""
+    config = module.config
+    module.base_model.layers = nn.ModuleList([stack[layer] for layer in kept])
+    config.num_hidden_layers = len(kept)
+    if getattr(config, "layer_types", None):
+        config.layer_types = [config.layer_types[layer] for layer in kept]
+    for number, layer in enumerate(module.base_model.layers):
+        for part in layer.modules():
+            if hasattr(part, "layer_idx"):
+                part.layer_idx = number
+
+
+class MaskRow(nn.Module):
+    """A frozen embedding, of which one row is learnt.
+
+    Parameters
+    ----------
+    embedding
+        Of the model; the row is written into it by `merged`.
+    token
+        The mask token.
+    """
+
+    def __init__(self, embedding: nn.Embedding, token: int) -> None:
+        super().__init__()
+        self.embedding = embedding.requires_grad_(False)
+        self.row = nn.Parameter(embedding.weight[token].detach().clone())
+        self._token = token
+
+    @property
+    def weight(self) -> Tensor:
+        """What the LM head may share."""
+        return self.embedding.weight
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Embed token ids, the mask token by the row that is learnt."""
+        scale = getattr(self.embedding, "embed_scale", 1.0)  # Gemma's
+        embedded: Tensor = self.embedding(ids)
+        return torch.where((ids == self._token)[..., None], self.row * scale, embedded)
+
+    @torch.no_grad()
+    def merged(self) -> nn.Embedding:
+        """Return the embedding with the row in it."""
+        self.embedding.weight[self._token] = self.row
+        return self.embedding
+
+
+def freeze_embeddings(module: Any, mask_token_id: int) -> MaskRow:
+    """Leave embedding and LM head as they are, but for the mask token's row."""
+    row = MaskRow(module.get_input_embeddings(), mask_token_id)
+    module.get_output_embeddings().requires_grad_(False)
+    module.set_input_embeddings(row)
+    return row
