@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,13 @@ _ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
 _HEARD = ("system", "developer", "user")  # what they say has to reach the model as it is
 _OURS = ("messages", "add_generation_prompt")  # variables of a template that callers cannot set
 _END = "\uf8ffthe answer ends here\uf8ff "  # the space tells whether the template trims an answer
+
+
+def _on_a_fixed_day(form: str) -> str:
+    return datetime(2026, 1, 1).strftime(form)
+
+
+_DATED = {"strftime_now": _on_a_fixed_day}
 
 
 class ChatTemplate:
@@ -136,12 +144,14 @@ class ChatTemplate:
     def render_turns(self, messages: list[Any], *, cue: bool) -> str:
         """Return the text of whole turns, unchecked; a `cue` then asks the assistant to speak.
 
+        It is the same on every day: templates that write the date write the same one.
+
         Raises
         ------
         InvalidArgumentError, FolderError
             As from `render`.
         """
-        return self._render(_plain("messages", messages), {}, add_generation_prompt=cue)
+        return self._render(_plain("messages", messages), _DATED, add_generation_prompt=cue)
 
     def open_user_turn(self) -> str:
         """Return the text of a conversation up to where its first user begins to speak.
@@ -152,7 +162,7 @@ class ChatTemplate:
             The template writes no such place, or fails.
         """
         text = self._render(
-            [{"role": "user", "content": _END}], {"tools": None}, add_generation_prompt=False
+            [{"role": "user", "content": _END}], _DATED, add_generation_prompt=False
         )
         opening, found, _ = text.partition(_END.strip())
         if not found:

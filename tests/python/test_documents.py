@@ -68,6 +68,11 @@ def test_every_answer_is_learnt_as_the_model_wrote_it(tmp_path: Path) -> None:
     assert "four" not in text_of(first)
 
 
+def test_a_conversation_is_the_same_on_every_day(tmp_path: Path) -> None:
+    (document,) = read(tmp_path, "{{ strftime_now('%Y-%m-%d') }}" + PLAIN, CHAT)
+    assert text_of(document).startswith("2026-01-01<system>")
+
+
 def test_a_cue_that_the_answer_changes_is_not_learnt(tmp_path: Path) -> None:
     cue = PLAIN.replace("<assistant>{%", "<assistant>{thinks nothing}{%")
     (document,) = read(tmp_path, cue, CHAT[:3])

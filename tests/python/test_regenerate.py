@@ -27,7 +27,7 @@ from pard_rt.training.kept_logits import logits_file, with_logits
 from pard_rt.training.line_file import LineFile
 from pard_rt.training.prompts import Answer, Prompter
 from pard_rt.training.records import Record, read_records
-from tiny_models import EOS, VOCAB_SIZE, make_tokenizer
+from tiny_models import EOS, NUM_TOKENS, VOCAB_SIZE, make_tokenizer
 
 TEMPLATE = (
     "{% for m in messages %}{% if m['role'] == 'system' and not loop.first %}"
@@ -405,6 +405,8 @@ def test_a_target_that_does_not_chat_begins_texts(target: Path, tmp_path: Path) 
 
 
 def test_questions_that_never_end_are_an_error(target: Path, tmp_path: Path) -> None:
+    target = shutil.copytree(target, tmp_path / "endless")
+    (target / "generation_config.json").write_text(json.dumps({"eos_token_id": EOS}))
     with pytest.raises(pard_rt.ModelError, match="does not end the questions") as raised:
         regenerate(target, [], tmp_path / "own.jsonl", questions=50, question_tokens=1, seed=1)
     assert "question_tokens" in str(raised.value)
@@ -489,8 +491,9 @@ def test_an_endpoint_answers_in_the_targets_place(target: Path, data: Path, tmp_
             regenerate(
                 target, [data], tmp_path / "x.jsonl", endpoint=url, endpoint_model="x", **options
             )
-    with pytest.raises(pard_rt.InvalidArgumentError, match="does not list its models"):
-        regenerate(target, [data], tmp_path / "x.jsonl", endpoint=url, **options)
+    for nowhere in (url, "http://localhost:80a0/v1", "localhost"):
+        with pytest.raises(pard_rt.InvalidArgumentError, match="does not list its models"):
+            regenerate(target, [data], tmp_path / "x.jsonl", endpoint=nowhere, **options)
 
 
 def test_kept_logits_are_the_targets(target: Path, data: Path, tmp_path: Path) -> None:
@@ -509,7 +512,7 @@ def test_kept_logits_are_the_targets(target: Path, data: Path, tmp_path: Path) -
         for place in document.learnt[1:].nonzero()[:, 0].tolist():
             if document.offset or place == 0:
                 continue  # a later piece does not see what came before
-            expected = logits[place].log_softmax(-1).topk(5)
+            expected = logits[place, :NUM_TOKENS].log_softmax(-1).topk(5)
             assert likely.ids[place + 1].tolist() == expected.indices.tolist()
             torch.testing.assert_close(
                 likely.logprobs[place + 1], expected.values, atol=0.01, rtol=0.01
@@ -524,6 +527,16 @@ def test_kept_logits_are_the_targets(target: Path, data: Path, tmp_path: Path) -
     assert file.read_bytes() == whole
     with pytest.raises(pard_rt.FolderError, match="holds other logits"):
         regenerate(target, [data], done.file, keep_logits=6, **options)
+    with pytest.raises(pard_rt.InvalidArgumentError, match="keep_logits is out of range"):
+        regenerate(target, [data], tmp_path / "few.jsonl", keep_logits=1000, **options)
+    # Other answers under the same name.
+    done.file.unlink()
+    with pytest.raises(pard_rt.FolderError, match="holds other logits"):
+        regenerate(target, [data], done.file, keep_logits=5, **{**options, "seed": 99})
+    with pytest.raises(pard_rt.InvalidArgumentError, match="do not fit"):
+        with_logits(documents, [done.file], loaded.tokenizer)
+    done.file.unlink()
+    regenerate(target, [data], done.file, **options)
     loaded.tokenizer.add_tokens(["more"])
     with pytest.raises(pard_rt.InvalidArgumentError, match=r"do not fit.*vocabulary"):
         with_logits(documents, [done.file], loaded.tokenizer)

@@ -55,6 +55,7 @@ class TorchModel(Model):
             vocab_size=facts.vocab_size,
             max_length=facts.max_length,
             num_tokens=facts.num_tokens,
+            head_tokens=facts.head_tokens,
             token_bytes=facts.token_bytes,
         )
         is_small = self._seam.dtype in (torch.bfloat16, torch.float16)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import chain, groupby
 
 import torch
+from torch import Tensor
 
 from pard_rt._core import Decoder, ParallelDrafter
 from pard_rt.errors import InvalidArgumentError
@@ -15,6 +16,8 @@ from pard_rt.models.checkpoint import LoadedModel
 from pard_rt.pytorch.torch_model import TorchModel
 from pard_rt.training.attention import use_chain_attention
 from pard_rt.training.documents import Document
+from pard_rt.training.loss import rows_of_head
+from pard_rt.training.pruned import MaskRow
 
 NUM_HELD_OUT = 8
 _NEW_TOKENS = 64
@@ -84,6 +87,8 @@ class Acceptance:
         The mask token it is trained with.
     num_speculative_tokens
         K.
+    head_tokens
+        The only tokens that the draft is to propose, int64 [n], rising.
     """
 
     def __init__(
@@ -93,10 +98,14 @@ class Acceptance:
         documents: Sequence[Document],
         mask_token_id: int,
         num_speculative_tokens: int,
+        head_tokens: Tensor | None = None,
     ) -> None:
         vocab_size = draft.module.get_output_embeddings().weight.shape[0]  # it may have grown
         self._target = target
-        self._draft = replace(draft, facts=replace(draft.facts, vocab_size=vocab_size))
+        head = () if head_tokens is None else tuple(head_tokens.tolist())
+        facts = replace(draft.facts, vocab_size=vocab_size, head_tokens=head)
+        self._draft = replace(draft, facts=facts)
+        self._head_tokens = head_tokens
         self._mask = mask_token_id
         self._k = num_speculative_tokens
         limit = min(target.info.max_length, draft.facts.max_length)
@@ -113,7 +122,12 @@ class Acceptance:
             The draft does not fit the target.
         """
         module = self._draft.module
+        embedding, whole = module.get_input_embeddings(), module.get_output_embeddings()
+        if isinstance(embedding, MaskRow):
+            embedding.merged()  # a tied head has the row as it is now
         try:
+            if self._head_tokens is not None:
+                module.set_output_embeddings(rows_of_head(whole, self._head_tokens))
             drafter = ParallelDrafter(TorchModel(self._draft), self._mask)
             decoder = Decoder(self._target.model, drafter, num_speculative_tokens=self._k)
             for prompt in self._prompts:
@@ -124,6 +138,7 @@ class Acceptance:
                 )
             decoder.run()
         finally:
+            module.set_output_embeddings(whole)
             use_chain_attention(module)
             module.train()
         counts = decoder.counts

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import httpx
 
-from pard_rt.errors import InvalidArgumentError, ModelError, first_line
+from pard_rt.errors import InvalidArgumentError, ModelError, first_line, require_range
 from pard_rt.generator import Generator
 from pard_rt.streams import Stream
 from pard_rt.training.prompts import Answer, Asked
@@ -114,16 +114,10 @@ class EndpointAnswerer:
         workers: int,
         max_length: int | None,
     ) -> None:
-        key = os.environ.get("OPENAI_API_KEY")
-        self._client = httpx.Client(
-            base_url=url.rstrip("/") + "/",
-            headers={"Authorization": f"Bearer {key}"} if key else {},
-            timeout=httpx.Timeout(_SECONDS, connect=10.0),
-            transport=httpx.HTTPTransport(retries=3),
-        )
         self._url = url
         self._sampling = sampling
-        self._model, most = self._find(model)
+        self._client = self._connect()
+        self.model, most = self._find(model)
         if max_length is None and not isinstance(most, int):
             raise InvalidArgumentError(
                 f"The endpoint '{url}' does not say how long a sequence may be",
@@ -131,7 +125,9 @@ class EndpointAnswerer:
                 "neither",
                 "Pass max_length.",
             )
-        self.max_length = int(max_length or most)
+        limit = most if isinstance(most, int) else 1 << 24
+        self.max_length = limit if max_length is None else max_length
+        require_range("max_length", self.max_length, 2, limit)
         self._pool = ThreadPoolExecutor(workers)
 
     def ask(self, asked: Asked, seed: int) -> Pending:
@@ -148,18 +144,33 @@ class EndpointAnswerer:
         self._pool.shutdown(cancel_futures=True)
         self._client.close()
 
+    def _connect(self) -> httpx.Client:
+        key = os.environ.get("OPENAI_API_KEY")
+        try:
+            return httpx.Client(
+                base_url=self._url.rstrip("/") + "/",
+                headers={"Authorization": f"Bearer {key}"} if key else {},
+                timeout=httpx.Timeout(_SECONDS, connect=10.0),
+                transport=httpx.HTTPTransport(retries=3),
+            )
+        except (httpx.InvalidURL, ValueError) as error:
+            raise self._not_a_server(error) from error
+
+    def _not_a_server(self, error: Exception) -> InvalidArgumentError:
+        return InvalidArgumentError(
+            f"The endpoint '{self._url}' does not list its models",
+            "the address of an OpenAI server, such as http://localhost:8000/v1",
+            first_line(error),
+            "Check the address, and that the server runs.",
+        )
+
     def _find(self, model: str | None) -> tuple[str, Any]:
         """Return the model's name there, and how long its sequences may be if the server says."""
         try:
             answered = self._client.get("models").raise_for_status().json()
             served = {str(each["id"]): each.get("max_model_len") for each in answered["data"]}
         except (httpx.HTTPError, ValueError, LookupError, TypeError, AttributeError) as error:
-            raise InvalidArgumentError(
-                f"The endpoint '{self._url}' does not list its models",
-                "the address of an OpenAI server, such as http://localhost:8000/v1",
-                first_line(error),
-                "Check the address, and that the server runs.",
-            ) from error
+            raise self._not_a_server(error) from error
         if model is None and len(served) == 1:
             return next(iter(served.items()))
         if model in served:
@@ -174,7 +185,7 @@ class EndpointAnswerer:
 
     def _complete(self, asked: Asked, seed: int) -> Answer:
         body = {
-            "model": self._model,
+            "model": self.model,
             "prompt": asked.prompt,
             "max_tokens": min(asked.max_new_tokens, self.max_length - len(asked.prompt)),
             "seed": seed % 2**63,  # servers read signed numbers
@@ -192,7 +203,7 @@ class EndpointAnswerer:
                 f"The endpoint '{self._url}' failed",
                 "a completion",
                 f"{first_line(error)} {said}".strip()[:300],
-                "Begin again when it runs: the lines there are stay.",
+                "Run the command again once the server works: it resumes after the last line.",
             ) from error
 
 

@@ -48,6 +48,8 @@ def save_checkpoint(
     _correct(partial / "config.json", dtype)
     (partial / "README.md").write_text(card, "utf-8")
     for file in partial.iterdir():
+        if file.is_dir():  # of several chat templates: a folder takes no other's place
+            shutil.rmtree(output / file.name, ignore_errors=True)
         os.replace(file, output / file.name)
     partial.rmdir()
 

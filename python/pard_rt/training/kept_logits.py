@@ -1,9 +1,9 @@
 """What else the target would have written: its likeliest tokens at every token of its answers.
 
 The file ``answers.logits`` lies beside ``answers.jsonl``. It begins with a line of JSON that says
-whose logits it holds. Then comes an entry for every line of the answers, in order: a number n, and
-for each of the line's n learnt tokens the ids (uint32) and log-probabilities (float16) of the
-target's K likeliest tokens there. So a token takes 6 K bytes.
+whose logits it holds. Then comes an entry for every line of the answers, in order: how many tokens
+of it are learnt, their CRC-32, and for each of them the ids (uint32) and log-probabilities
+(float16) of the target's K likeliest tokens there. So a token takes 6 K bytes.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 import numpy.typing as npt
@@ -21,10 +22,10 @@ import torch
 from torch.utils.dlpack import from_dlpack
 
 from pard_rt._core import ForwardItem
-from pard_rt.errors import FolderError, InvalidArgumentError
+from pard_rt.errors import FolderError, InvalidArgumentError, first_line
 from pard_rt.models import OpenedModel
 from pard_rt.training.documents import Document, Likely, documents_of
-from pard_rt.training.records import read_records
+from pard_rt.training.records import Record, read_records
 from pard_rt.writing import writing
 
 _ROWS = 256  # of one forward: a vocabulary is wide
@@ -80,7 +81,7 @@ def write_logits(
     header
         What to keep, and of whom.
     report
-        Told of how many lines the logits are there.
+        Called after every line with the number of lines whose logits are kept.
 
     Raises
     ------
@@ -88,8 +89,8 @@ def write_logits(
         The file cannot be written, or holds other logits.
     """
     path = logits_file(answers)
-    done, end = _whole(path, header)
     records = list(read_records([answers]))
+    done, end = _whole(path, header, records, tokenizer)
     with (
         writing(path, resume="The next run resumes after the last whole line."),
         path.open("r+b" if end else "wb") as file,
@@ -100,8 +101,10 @@ def write_logits(
             file.seek(end)
             file.truncate()
         for number, record in enumerate(records[done:], start=done):
-            whole = documents_of(record, number, tokenizer, opened.info.max_length)
-            file.write(_pack(_entry(opened, list(whole), header.k)))
+            pieces = documents_of(record, number, tokenizer, opened.info.max_length)
+            learnt = _learnt(record, tokenizer)
+            rows = _rows(opened, list(pieces), len(learnt), header.k)
+            file.write(_Entry(_checksum(learnt), rows).pack())
             report(number + 1)
 
 
@@ -129,14 +132,17 @@ def with_logits(
     of_records: dict[int, npt.NDArray[np.void]] = {}
     first, widths = 0, set()
     for path in paths:
-        count = sum(1 for _ in read_records([path]))
+        records = list(read_records([path]))
         if logits_file(path).exists():
-            rows = _read(logits_file(path), tokenizer)
-            if len(rows) != count:
-                raise _unfit(path, f"logits of {count} lines", str(len(rows)))
-            of_records |= dict(enumerate(rows, start=first))
-            widths |= {each["id"].shape[-1] for each in rows}
-        first += count
+            entries = _read(logits_file(path), tokenizer)
+            if len(entries) != len(records):
+                raise _unfit(path, f"logits of {len(records)} lines", str(len(entries)))
+            for number, (entry, record) in enumerate(zip(entries, records, strict=True)):
+                if not entry.is_of(_learnt(record, tokenizer)):
+                    raise _unfit(path, f"those of the tokens of {record.where}", "others")
+                of_records[first + number] = entry.rows
+                widths.add(entry.rows["id"].shape[-1])
+        first += len(records)
     if len(widths) > 1:
         raise _unfit(paths[0], "as many logits per token in all files", str(sorted(widths)))
     return [
@@ -148,22 +154,43 @@ def with_logits(
 
 
 def _likely(document: Document, rows: npt.NDArray[np.void]) -> Likely:
-    count = int(document.learnt.sum())
-    own = rows[document.offset : document.offset + count]
-    here = np.zeros(count, rows.dtype)
-    here["logprob"] = -np.inf
-    here[: len(own)] = own
+    own = rows[document.offset : document.offset + int(document.learnt.sum())]
     return Likely(
-        torch.from_numpy(here["id"].astype(np.int64)),
-        torch.from_numpy(here["logprob"].astype(np.float32)),
+        torch.from_numpy(own["id"].astype(np.int64)),
+        torch.from_numpy(own["logprob"].astype(np.float32)),
     )
 
 
-def _read(path: Path, tokenizer: Any) -> list[npt.NDArray[np.void]]:
+def _learnt(record: Record, tokenizer: Any) -> torch.Tensor:
+    """Return all tokens of a record that are learnt, int64 [n]."""
+    whole = [each.tokens[each.learnt] for each in documents_of(record, 0, tokenizer, 1 << 30)]
+    return torch.cat(whole) if whole else torch.zeros(0, dtype=torch.int64)
+
+
+def _checksum(learnt: torch.Tensor) -> int:
+    return crc32(learnt.numpy().tobytes())
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """Of a line: which tokens it has, and the rows kept of them."""
+
+    checksum: int
+    rows: npt.NDArray[np.void]
+
+    def pack(self) -> bytes:
+        head = np.array([len(self.rows), self.checksum], "<u4")
+        return head.tobytes() + self.rows.tobytes()
+
+    def is_of(self, learnt: torch.Tensor) -> bool:
+        return len(learnt) == len(self.rows) and _checksum(learnt) == self.checksum
+
+
+def _read(path: Path, tokenizer: Any) -> list[_Entry]:
     header, begin = _header(path)
     if (own := vocabulary_digest(tokenizer)) != header.vocabulary:
         raise _unfit(path, f"those of a target with the vocabulary {own}", header.vocabulary)
-    return [rows for rows, _ in _entries(path, header.k, begin)]
+    return [entry for entry, _ in _entries(path, header.k, begin)]
 
 
 def _unfit(path: Path, expected: str, actual: str) -> InvalidArgumentError:
@@ -179,11 +206,8 @@ def _row_type(k: int) -> np.dtype[np.void]:
     return np.dtype([("id", "<u4", (k,)), ("logprob", "<f2", (k,))])
 
 
-def _pack(rows: npt.NDArray[np.void]) -> bytes:
-    return np.uint32(len(rows)).tobytes() + rows.tobytes()
-
-
 def _header(path: Path) -> tuple[LogitsHeader, int]:
+    line = b""
     try:
         with path.open("rb") as file:
             line = file.readline(1 << 16)
@@ -192,45 +216,55 @@ def _header(path: Path) -> tuple[LogitsHeader, int]:
         raise FolderError(
             f"'{path}' does not begin as kept logits do",
             "a line of JSON with k, target and vocabulary",
-            repr(line[:40]) if "line" in locals() else str(error),
+            repr(line[:40]) if line else first_line(error),
             "Remove the file.",
         ) from error
 
 
-def _entries(path: Path, k: int, begin: int) -> Iterator[tuple[npt.NDArray[np.void], int]]:
-    """Yield the rows of every whole line, and where its entry ends."""
+def _entries(path: Path, k: int, begin: int) -> Iterator[tuple[_Entry, int]]:
+    """Yield every whole entry, and where it ends."""
     kept, row = np.memmap(path, np.uint8, "r"), _row_type(k)
-    while begin + 4 <= len(kept):
-        count = int(kept[begin : begin + 4].view("<u4")[0])
-        end = begin + 4 + count * row.itemsize
+    while begin + 8 <= len(kept):
+        count, checksum = map(int, kept[begin : begin + 8].view("<u4"))
+        end = begin + 8 + count * row.itemsize
         if end > len(kept):
             return
-        yield kept[begin + 4 : end].view(row), end
+        yield _Entry(checksum, kept[begin + 8 : end].view(row)), end
         begin = end
 
 
-def _whole(path: Path, header: LogitsHeader) -> tuple[int, int]:
+def _whole(
+    path: Path, header: LogitsHeader, records: Sequence[Record], tokenizer: Any
+) -> tuple[int, int]:
     """Return how many lines have their logits, and where these end; 0, 0 without a file."""
     if not path.exists() or not path.stat().st_size:
         return 0, 0
-    known, end = _header(path)
-    if known != header:
+    known, begin = _header(path)
+    entries = list(_entries(path, known.k, begin))
+    if (
+        known != header
+        or len(entries) > len(records)
+        or not all(
+            entry.is_of(_learnt(record, tokenizer))
+            for (entry, _), record in zip(entries, records, strict=False)
+        )
+    ):
         raise FolderError(
             f"'{path}' holds other logits",
-            f"those of {known}",
-            str(header),
+            f"{header.k} per token of these answers, by {header.target}",
+            f"{known.k} per token, of other answers or by {known.target}",
             "Remove the file, or write to another.",
         )
-    ends = [end for _, end in _entries(path, header.k, end)]
-    return len(ends), ends[-1] if ends else end
+    return len(entries), entries[-1][1] if entries else begin
 
 
-def _entry(opened: OpenedModel, documents: list[Document], k: int) -> npt.NDArray[np.void]:
+def _rows(
+    opened: OpenedModel, documents: list[Document], count: int, k: int
+) -> npt.NDArray[np.void]:
     """Return the rows of a line; those of tokens that a model of this length cannot see are empty.
 
     An empty row has log-probabilities of -inf.
     """
-    count = max((each.offset + int(each.learnt.sum()) for each in documents), default=0)
     rows = np.zeros(count, _row_type(k))
     rows["logprob"] = -np.inf
     for document in documents:
@@ -245,7 +279,7 @@ def _entry(opened: OpenedModel, documents: list[Document], k: int) -> npt.NDArra
             logits = opened.model.forward([item])
             if not wanted:
                 continue
-            top, ids = _likeliest(logits, k)
+            top, ids = _likeliest(logits, k, opened.info.num_tokens)
             at = learnt[inside] - begin - 1
             rows["id"][places[inside]] = ids[at]
             rows["logprob"][places[inside]] = top[at]
@@ -253,9 +287,11 @@ def _entry(opened: OpenedModel, documents: list[Document], k: int) -> npt.NDArra
     return rows
 
 
-def _likeliest(logits: Any, k: int) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-    """Return log-probabilities and ids of the k likeliest tokens of every row."""
-    rows = from_dlpack(logits).float()
+def _likeliest(
+    logits: Any, k: int, num_tokens: int | None
+) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """Return log-probabilities and ids of the k likeliest tokens of every row, without padding."""
+    rows = from_dlpack(logits)[:, :num_tokens].float()
     top, ids = torch.topk(rows, k)
     top = top - rows.logsumexp(-1, keepdim=True)
     return top.cpu().numpy(), ids.cpu().numpy()

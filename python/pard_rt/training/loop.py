@@ -199,8 +199,7 @@ class Trainer:
                 f"Training diverged at step {self.step + 1}",
                 "finite gradients",
                 f"a gradient norm of {norm} and a loss of {total}",
-                f"Start again with a smaller learning rate. The last state saved before is in "
-                f"'{self.checkpoint}'.",
+                "Start again with a smaller learning rate; a state that was saved before stays.",
             )
         for optimizer in self._optimizers:
             optimizer.step()

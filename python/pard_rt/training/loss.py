@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from pard_rt.training.attention import plan_blocks
 from pard_rt.training.documents import Likely, Pack
 from pard_rt.training.mask_prediction import IGNORED, MaskPrediction, Rows, draw_rows
+from pard_rt.training.pruned import MaskRow
 from pard_rt.training.workers import Workers
 
 _LOGIT_ROWS = 1024  # of one piece of the LM head: a vocabulary is wide
@@ -63,6 +64,9 @@ class MaskPredictionLoss:
         self._dtype = dtype
         self._distill = distill
         self._head = module.get_output_embeddings()
+        embedding = module.get_input_embeddings()
+        is_tied = self._head.weight is embedding.weight
+        self._tied = embedding if is_tied and isinstance(embedding, MaskRow) else None
         if not self._head.weight.requires_grad:  # then it need not be rounded anew in every piece
             rows = slice(None) if head_tokens is None else head_tokens.to(module.device)
             self._head = rows_of_head(self._head, rows).to(dtype)
@@ -70,6 +74,7 @@ class MaskPredictionLoss:
         if head_tokens is not None:
             self._columns = torch.full((self._module.config.vocab_size,), IGNORED)
             self._columns[head_tokens] = torch.arange(len(head_tokens))
+        self._mask_column = mask_token_id if self._columns is None else self._columns[mask_token_id]
         # Of every sub-task: its loss, how many of its rows named the right token, how many rows.
         self.measured = torch.zeros(
             3, settings.num_subtasks, dtype=torch.float64, device=module.device
@@ -84,7 +89,7 @@ class MaskPredictionLoss:
         to_name = torch.where(pack.learnt, pack.tokens, IGNORED)
         if self._columns is not None:
             to_name = torch.where(pack.learnt, self._columns[pack.tokens], IGNORED)
-        num_named = int((rows.labels(to_name) != IGNORED).sum())
+        num_named = max(1, int((rows.labels(to_name) != IGNORED).sum()))
         count = max(self._workers.size, -(-len(to_name) // self._tokens_per_forward))
         for begin, end in cut(pack.lengths, count)[self._workers.rank :: self._workers.size]:
             if begin < end:
@@ -110,6 +115,9 @@ class MaskPredictionLoss:
                 states: Tensor, named: Tensor, likely: Likely | None
             ) -> tuple[Tensor, Tensor]:
                 logits = self._head(states)
+                if self._tied is not None and self._mask_column != IGNORED:  # it learns as it reads
+                    row = self._tied.row.to(states.dtype)
+                    logits[:, self._mask_column] = states @ row
                 logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
                 right = logits.detach().argmax(-1) == named
                 losses = cross_entropy(logits, named, reduction="none")

@@ -17,7 +17,7 @@ from pard_rt.training.records import (
 )
 
 _ASKING = ("system", "developer", "user")
-_TRIES = 8  # at a question or a beginning, until one is whole
+_TRIES = 64  # at a question or a beginning, until one is whole
 
 
 @dataclass(frozen=True)
@@ -178,8 +178,8 @@ class Prompter:
         for _ in range(_TRIES):
             ends = self._ends_of_turn
             invented = yield Asked(opening, self._question_tokens, ends, invents=True)
-            if not invented.is_cut and invented.text.strip():
-                question = {"role": "user", "content": invented.text.strip()}
+            question = {"role": "user", "content": invented.text.strip()}
+            if not invented.is_cut and question["content"] and self._is_answerable(question):
                 return (yield from self._converse([[question]]))
         raise ModelError(
             "The target does not end the questions that it invents",
@@ -187,6 +187,9 @@ class Prompter:
             f"none in {_TRIES} tries",
             "Raise question_tokens, or name files with questions.",
         )
+
+    def _is_answerable(self, question: dict[str, Any]) -> bool:
+        return self._fits(chat_ids(self._tokenizer, [question]))
 
     def _invent_text(self, begin: int) -> Dialogue:
         for _ in range(_TRIES):

@@ -17,52 +17,87 @@ from pard_rt.training.documents import Document
 _TOKENS = 256  # that layers are chosen by
 
 
-def prune(
-    loaded: LoadedModel, layers: int | Sequence[int], documents: Sequence[Document]
-) -> list[int]:
-    """Leave a model some of its layers, in place.
+def choose_layers(loaded: LoadedModel, count: int, documents: Sequence[Document]) -> list[int]:
+    """Choose the layers that a draft starts from.
+
+    Layers are left out one by one, each time the one without which the model still predicts the
+    documents best.
 
     Parameters
     ----------
     loaded
         The model.
-    layers
-        Which, or how many. In the latter case layers are left out one by one, each time the one
-        without which the model still predicts the documents best.
+    count
+        Layers to keep.
     documents
         The first tokens of them, 256 in all, are predicted.
 
     Returns
     -------
     list of int
-        The layers that stay, in the model's order.
+        The layers, in the model's order.
 
     Raises
     ------
     InvalidArgumentError
-        There are no such layers.
+        The model has fewer layers.
     ModelError
-        The model keeps its layers where they are not found.
+        The layers cannot be found.
     """
     module = loaded.module
     stack = _layers_of(module)
-    kept = list(range(len(stack))) if isinstance(layers, int) else sorted(set(layers))
-    count = layers if isinstance(layers, int) else len(kept)
-    if not 1 <= count <= len(stack) or not all(0 <= layer < len(stack) for layer in kept):
-        raise InvalidArgumentError(
-            "The draft cannot have these layers",
-            f"1 to {len(stack)} layers, or some of 0 to {len(stack) - 1}",
-            str(layers),
-            "Choose others.",
-        )
+    _require_layers(stack, range(count))
+    kept = list(range(len(stack)))
     tokens = torch.cat([document.tokens for document in documents])[:_TOKENS].to(module.device)
     while len(kept) > count:
         rest = {layer: [other for other in kept if other != layer] for layer in kept}
         if len(kept) > 1:
             del rest[kept[0]]  # it turns embeddings into states
         kept = min(rest.values(), key=lambda left: _loss(module, stack, left, tokens))
-    _keep(module, stack, kept)
     return kept
+
+
+def keep_layers(loaded: LoadedModel, layers: Sequence[int]) -> list[int]:
+    """Leave a model some of its layers, in place, and return them in the model's order.
+
+    Raises
+    ------
+    InvalidArgumentError
+        There are no such layers.
+    ModelError
+        The layers cannot be found, or depend on where they are in the model.
+    """
+    module, config = loaded.module, loaded.module.config
+    stack = _layers_of(module)
+    _require_layers(stack, layers)
+    kept = sorted(set(layers))
+    if getattr(config, "mlp_only_layers", None) or getattr(config, "decoder_sparse_step", 1) != 1:
+        raise ModelError(
+            f"The layers of {type(module).__name__} cannot be taken out one by one",
+            "layers that do not depend on their number",
+            "experts in some of the layers",
+            "Start from a smaller model of the family instead.",
+        )
+    for name, value in list(vars(config).items()):  # layer_types, no_rope_layers
+        if "layer" in name and isinstance(value, list) and len(value) == len(stack):
+            setattr(config, name, [value[layer] for layer in kept])
+    config.num_hidden_layers = len(kept)
+    module.base_model.layers = nn.ModuleList([stack[layer] for layer in kept])
+    for number, layer in enumerate(module.base_model.layers):
+        for part in layer.modules():
+            if hasattr(part, "layer_idx"):
+                part.layer_idx = number
+    return kept
+
+
+def _require_layers(stack: nn.ModuleList, layers: Sequence[int]) -> None:
+    if not layers or not all(0 <= layer < len(stack) for layer in layers):
+        raise InvalidArgumentError(
+            "The draft cannot have these layers",
+            f"1 to {len(stack)} layers, or some of 0 to {len(stack) - 1}",
+            ", ".join(map(str, layers)) or "none",
+            "Choose others.",
+        )
 
 
 def _layers_of(module: Any) -> nn.ModuleList:
@@ -84,25 +119,13 @@ def _loss(module: Any, stack: nn.ModuleList, kept: Sequence[int], tokens: Tensor
     module.base_model.layers = nn.ModuleList([stack[layer] for layer in kept])
     module.config.num_hidden_layers = len(kept)
     try:
-        with torch.autocast(device.type, fast_dtype(device)):
+        dtype = fast_dtype(device)
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             logits = module(input_ids=tokens[None], use_cache=False).logits[0, :-1]
         return float(cross_entropy(logits.float(), tokens[1:]))
     finally:
         module.base_model.layers = stack
         module.config.num_hidden_layers = len(stack)
-
-
-def _keep(module: Any, stack: nn.ModuleList, kept: Sequence[int]) -> None:
-    """Take the other layers away, and number those that stay anew."""
-    config = module.config
-    module.base_model.layers = nn.ModuleList([stack[layer] for layer in kept])
-    config.num_hidden_layers = len(kept)
-    if getattr(config, "layer_types", None):
-        config.layer_types = [config.layer_types[layer] for layer in kept]
-    for number, layer in enumerate(module.base_model.layers):
-        for part in layer.modules():
-            if hasattr(part, "layer_idx"):
-                part.layer_idx = number
 
 
 class MaskRow(nn.Module):
@@ -135,14 +158,13 @@ class MaskRow(nn.Module):
 
     @torch.no_grad()
     def merged(self) -> nn.Embedding:
-        """Return the embedding with the row in it."""
+        """Return the embedding with the row in it, which a tied LM head then has too."""
         self.embedding.weight[self._token] = self.row
         return self.embedding
 
 
-def freeze_embeddings(module: Any, mask_token_id: int) -> MaskRow:
+def freeze_embeddings(module: Any, mask_token_id: int) -> None:
     """Leave embedding and LM head as they are, but for the mask token's row."""
     row = MaskRow(module.get_input_embeddings(), mask_token_id)
     module.get_output_embeddings().requires_grad_(False)
     module.set_input_embeddings(row)
-    return row

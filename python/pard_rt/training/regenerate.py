@@ -174,7 +174,7 @@ def regenerate(
         ("question_tokens", question_tokens, 1, 1 << 24),
         ("seed", seed, 0, 2**64 - 1),
         ("batch_size", batch_size, 1, 16 if endpoint is None else 1024),
-        ("keep_logits", keep_logits, 0, 256),
+        ("keep_logits", keep_logits, 0, 1 << 16),
         ("shards", shard[1], 1, 1 << 20),
         ("shard", shard[0], 1, shard[1]),
     ):
@@ -201,16 +201,16 @@ def regenerate(
         "max_length": max_length,
         "seed": seed,
         "shard": f"{shard[0]}/{shard[1]}",
-        "answered by": "the target" if endpoint is None else "an endpoint",
         **sampling,
     }
-    lines = LineFile(Path(output), settings)
     tokenizer: Any = None
     answerer: Answerer
     if endpoint is None:
+        lines = LineFile(Path(output), {**settings, "answered by": "the target"})
         generator = Generator(target, draft, max_length=max_length, **opening)
         tokenizer = generator.tokenizer
         answerer = LocalAnswerer(generator, sampling)
+        del generator
     else:
         answerer = EndpointAnswerer(
             endpoint,
@@ -219,9 +219,12 @@ def regenerate(
             workers=batch_size,
             max_length=max_length,
         )
+        lines = LineFile(Path(output), {**settings, "answered by": f"{answerer.model} elsewhere"})
     if not hasattr(tokenizer, "chat_template"):  # an ONNX folder's is of the tokenizers library
         folder = converted(model) if is_gguf(model) else model
         tokenizer = load_tokenizer(str(folder), trust_remote_code=found.trust_remote_code)
+    if keep_logits:
+        require_range("keep_logits", keep_logits, 1, len(tokenizer))
     with closing(answerer):
         prompter = Prompter(
             tokenizer,
@@ -253,6 +256,7 @@ def regenerate(
             done.kept = count
             report(done)
 
+        del answerer  # the target is opened once at a time
         opened = open_model(target, OpenOptions(max_length=max_length, **options))
         write_logits(opened, tokenizer, lines.path, header, kept)
     return done

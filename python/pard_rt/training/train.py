@@ -28,8 +28,8 @@ from pard_rt.training.loop import Schedule, Trainer, adamw
 from pard_rt.training.loss import MaskPredictionLoss, by_subtask
 from pard_rt.training.mask_token import choose_mask_token
 from pard_rt.training.model_card import CURVES, model_card, plot_curves
-from pard_rt.training.pruned import freeze_embeddings, prune
-from pard_rt.training.workers import join
+from pard_rt.training.pruned import choose_layers, freeze_embeddings, keep_layers
+from pard_rt.training.workers import Workers, join
 from pard_rt.vocabulary import unknown_token
 from pard_rt.writing import require_folder, require_own, writing
 
@@ -145,17 +145,18 @@ def train(
         documents, held_out = hold_out(documents, config.seed)
     mask, reason = choose_mask_token(loaded, config.mask_token_id, used)
     log(f"mask token {mask}: {reason}")
+    checkpoint = output / "training.pt"
+    known = _settings_of(checkpoint)
     _check_head(loaded)
-    made_of = "all layers"
+    made_of, kept = "all layers", []
     if config.layers is not None:
-        log("chooses layers")
         depth = loaded.module.config.num_hidden_layers
-        kept = prune(loaded, config.layers, documents)
+        kept = keep_layers(loaded, _layers(loaded, config.layers, documents, known, workers, log))
         made_of = f"layers {', '.join(map(str, kept))} of {depth}; embedding and LM head frozen"
         log(made_of)
 
-    checkpoint = output / "training.pt"
-    dtype = config.dtype or _dtype_of(checkpoint) or fast_dtype(device)
+    named = known.get("dtype", "").removeprefix("torch.")
+    dtype = config.dtype or getattr(torch, named, None) or fast_dtype(device)
     pack = Epochs(documents, config.tokens_per_step, config.seed)
     steps = max(1, round(config.epochs * pack.num_steps))
     healed = round(config.heal * pack.num_steps)
@@ -166,7 +167,7 @@ def train(
     head = None
     if config.head_tokens is not None:
         head, share = most_written(documents, config.head_tokens, loaded.tokenizer, loaded.facts)
-        log(f"learns {len(head)} tokens, {100 * share:.1f} % of the data")
+        log(f"learning {len(head)} tokens, {100 * share:.1f} % of the data")
     loss = MaskPredictionLoss(
         module,
         config.settings,
@@ -180,7 +181,7 @@ def train(
     acceptance = None
     if target is not None and workers.is_first:
         opened = open_model(target, OpenOptions(device=device, trust_remote_code=remote))
-        acceptance = Acceptance(opened, loaded, held_out, mask, config.settings.num_subtasks)
+        acceptance = Acceptance(opened, loaded, held_out, mask, config.settings.num_subtasks, head)
         log(f"tokens per round before training: {acceptance().tokens_per_round:.2f}")
 
     fresh: list[MeasuredAcceptance | None] = []  # measured, and not saved yet
@@ -211,7 +212,7 @@ def train(
         checkpoint,
         settings={
             "model": loaded.facts.name,
-            "made of": made_of,
+            "layers": kept,
             "dtype": str(dtype),
             "held out for a target": len(held_out),
             "data": digest_documents(documents),
@@ -232,7 +233,9 @@ def train(
         watch=watch,
         on_log=logged,
     )
-    best = _Best(output, trainer.history)
+    best = _Best()
+    if acceptance is not None:
+        best.recall(output, trainer.history, opened.info.name)
 
     def save(worth: MeasuredAcceptance | None) -> None:
         if not best.is_beaten_by(worth):
@@ -244,7 +247,7 @@ def train(
             "tokens that are learnt": str(config.head_tokens or "all"),
             "longest document": f"{max_length} tokens",
             "seen": f"{_seen(pack, trainer.step)} tokens in {trainer.step} of {steps} steps",
-            "of them next tokens alone": f"{min(healed, trainer.step)} steps",
+            "healing": f"{min(healed, trainer.step)} steps",
             "K in training": str(config.settings.num_subtasks),
             "conditional drop": f"r {config.settings.retention}, at least "
             f"{config.settings.min_retention}",
@@ -268,26 +271,34 @@ def train(
 
     trainer.run(losses, save_every=config.save_every, log_every=LOG_EVERY)
     steps = trainer.step  # a training that had come further is not taken back
-    if workers.is_first and best.worth is None and not best.is_saved:  # all had been done before
-        save(None if acceptance is None else acceptance())
+    if workers.is_first:
+        if best.worth is None and not best.is_saved:  # all had been done before
+            save(None if acceptance is None else acceptance())
+        else:
+            _draw(trainer.history, output, log)  # to the end, whichever draft is the best
     workers.wait()
     return Trained(output, mask, reason, steps, _seen(pack, steps), trainer.last_loss, best.worth)
 
 
 class _Best:
-    """The best draft there is in the folder, by tokens per round; without a target the last one."""
+    """The best draft in the folder, by tokens per round; without a target, the last one."""
 
-    def __init__(self, output: Path, history: Path) -> None:
+    def __init__(self) -> None:
         self.worth: MeasuredAcceptance | None = None
         self.is_saved = False  # by this run
-        if (output / "model.safetensors").exists() and history.is_file():
-            for line in history.read_text("utf-8").splitlines():
-                if (measured := json.loads(line).get("acceptance")) is not None:
-                    worth = MeasuredAcceptance(**measured)
-                    if self.is_beaten_by(worth):
-                        self.worth = worth
+
+    def recall(self, output: Path, history: Path, target: str) -> None:
+        """Read what earlier runs measured with the target."""
+        if not (output / "model.safetensors").exists() or not history.is_file():
+            return
+        for line in history.read_text("utf-8").splitlines():
+            if (measured := json.loads(line).get("acceptance")) is not None:
+                worth = MeasuredAcceptance(**measured)
+                if worth.target == target and self.is_beaten_by(worth):
+                    self.worth = worth
 
     def is_beaten_by(self, worth: MeasuredAcceptance | None) -> bool:
+        """Whether a draft takes the place of the one in the folder."""
         if worth is None or self.worth is None:
             return True
         return worth.tokens_per_round > self.worth.tokens_per_round
@@ -297,14 +308,31 @@ def _seen(pack: Epochs, steps: int) -> int:
     return sum(len(pack(step).tokens) for step in range(steps))
 
 
-def _dtype_of(checkpoint: Path) -> torch.dtype | None:
-    """Return what a run that is resumed computes in; None too where its state cannot be read."""
+def _settings_of(checkpoint: Path) -> dict[str, Any]:
+    """Return the settings of a run that is resumed; none where its state cannot be read."""
     try:
-        name: str = torch.load(checkpoint, mmap=True)["settings"]["dtype"]
+        state: dict[str, Any] = torch.load(checkpoint, mmap=True, map_location="cpu")
+        return dict(state["settings"])
     except (OSError, RuntimeError, ValueError, KeyError, TypeError, EOFError, UnpicklingError):
-        return None
-    found: torch.dtype | None = getattr(torch, name.removeprefix("torch."), None)
-    return found
+        return {}
+
+
+def _layers(
+    loaded: LoadedModel,
+    asked: int | tuple[int, ...],
+    documents: list[Document],
+    known: dict[str, Any],
+    workers: Workers,
+    log: Callable[[str], None],
+) -> Sequence[int]:
+    """Return the layers to start from: named, a resumed run's, or chosen by the first process."""
+    if not isinstance(asked, int):
+        return asked
+    chosen: list[int] = known.get("layers") or []
+    if len(chosen) != asked and workers.is_first:
+        log("choosing layers")
+        chosen = choose_layers(loaded, asked, documents)
+    return workers.agree(chosen)
 
 
 def _prepare(module: Any, checkpoint_layers: bool) -> Any:

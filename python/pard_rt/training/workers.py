@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from pard_rt.errors import InvalidArgumentError, requiring
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -43,11 +46,11 @@ class Workers:
         for work in waiting:
             work.wait()
 
-    def agree(self, answer: bool) -> bool:
-        """Return what the first process says: clocks differ."""
+    def agree(self, answer: T) -> T:
+        """Return what the first process says."""
         if self.size == 1:
             return answer
-        said: list[bool] = [answer]
+        said = [answer]
         dist.broadcast_object_list(said)
         return said[0]
 
