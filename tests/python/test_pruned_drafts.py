@@ -230,10 +230,15 @@ def test_a_lengthened_run_warms_up_again() -> None:
     assert schedule.scale(59, since=50) == pytest.approx(1.0)
 
 
-def test_the_command_wants_layers(target: Path, text: Path, tmp_path: Path) -> None:
+def test_the_command_wants_layers(
+    target: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     command = ["train", "--from-target", str(target), "--data", str(text)]
     command += ["--output", str(tmp_path / "draft"), "--tokens-per-step", "120"]
     assert main(command) == 2
+    with pytest.raises(SystemExit):
+        main([*command, "--layers", "all"])
+    assert "such as 0,1,29, got 'all'" in capsys.readouterr().err
     assert main([*command, "--max-length", "60", "--layers", "0,3"]) == 0
     config = load(tmp_path / "draft").config
     assert config.num_hidden_layers == 2

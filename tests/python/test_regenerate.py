@@ -559,6 +559,9 @@ def test_the_command(
     assert read_lines(output) == read_lines(
         regenerate(target, [data], tmp_path / "same.jsonl", **SAMPLED).file
     )
+    with pytest.raises(SystemExit):
+        main([*command, "--shard", "half"])
+    assert "expected two numbers such as 1/4, got 'half'" in capsys.readouterr().err
     assert main([*command, "--seed", "6"]) == 2
     assert "made otherwise" in capsys.readouterr().err
     assert main([*command, "--prompt-tokens", "8", "--seed", "5", "--shard", "1/1"]) == 0

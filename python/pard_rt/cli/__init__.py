@@ -495,12 +495,22 @@ def _add_data(parser: argparse.ArgumentParser, *, required: bool) -> None:
 
 
 def _layers(text: str) -> int | tuple[int, ...]:
-    return tuple(map(int, text.split(","))) if "," in text else int(text)
+    try:
+        return tuple(map(int, text.split(","))) if "," in text else int(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(
+            f"expected a number, or numbers such as 0,1,29, got {text!r}"
+        ) from error
 
 
 def _shard(text: str) -> tuple[int, int]:
     part, _, parts = text.partition("/")
-    return int(part), int(parts)
+    try:
+        return int(part), int(parts)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(
+            f"expected two numbers such as 1/4, got {text!r}"
+        ) from error
 
 
 def _add_regenerate(parser: argparse.ArgumentParser) -> None:
@@ -551,6 +561,7 @@ def _add_regenerate(parser: argparse.ArgumentParser) -> None:
         help="an OpenAI server that runs the target, such as http://localhost:8000/v1; the target "
         "then gives the tokenizer",
     )
+    parser.add_argument("--endpoint-model", metavar="NAME", help="the model's name there")
     parser.add_argument(
         "--keep-logits",
         type=int,
@@ -558,7 +569,6 @@ def _add_regenerate(parser: argparse.ArgumentParser) -> None:
         metavar="K",
         help="also write the target's K likeliest tokens at every token of the answers",
     )
-    parser.add_argument("--endpoint-model", metavar="NAME", help="the model's name there")
     _add_decoding(parser, max_new_tokens=512)
     _add_generating(parser)
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of sampling (default: 0)")

@@ -66,7 +66,10 @@ def _weights(module: Any, dtype: torch.dtype) -> dict[str, Tensor]:
         module.set_input_embeddings(embedding)
     written: dict[int, Tensor] = {}  # what is tied stays one tensor
     return {
-        name: written.setdefault(each.data_ptr(), each.to(dtype)) for name, each in weights.items()
+        name: written.setdefault(each.data_ptr(), each.to(dtype))
+        if each.is_floating_point()
+        else each
+        for name, each in weights.items()
     }
 
 

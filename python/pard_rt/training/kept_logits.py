@@ -129,6 +129,8 @@ def with_logits(
     InvalidArgumentError
         Logits are of another vocabulary, not of every line, or not equally many everywhere.
     """
+    if not any(logits_file(path).exists() for path in paths):
+        return list(documents)
     of_records: dict[int, npt.NDArray[np.void]] = {}
     first, widths = 0, set()
     for path in paths:

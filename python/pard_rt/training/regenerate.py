@@ -45,7 +45,7 @@ class Regenerated:
     skipped
         Prompts too long for the target: no line stands for them.
     kept
-        Lines whose logits are there, once they are being kept.
+        Lines whose logits have been kept so far.
     answers, cut
         What this run had the target answer, and how many answers a limit of length ended.
     tokens, rounds
@@ -155,7 +155,7 @@ def regenerate(
         The output cannot be written, at the start or, when a disk fills up, later; or its lines
         are another target's or were made otherwise.
     Error
-        A model or an endpoint cannot be opened, or fails; the lines there are stay.
+        A model or an endpoint cannot be opened, or fails; the lines written so far stay.
 
     Examples
     --------
